@@ -1,0 +1,51 @@
+# Two commands, each complete on a machine with python3 and make:
+#   make demo   install, train the embedded emoji under the curriculum, write samples
+#   make test   install the three backends, then lint, BUILD checks and all tests
+# The environment in .venv is made once and then reused.
+
+PYTHON ?= python3
+BIN := .venv/bin
+BACKENDS := tensorflow jax torch
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test lint build-files clean $(addprefix test-,$(BACKENDS))
+
+demo: .venv/demo
+	rm -rf demo
+	$(BIN)/python apps/train.py --preset=dit_emoji16 --sample_every=600 --workdir=demo
+	$(BIN)/python apps/sample.py --workdir=demo --output=demo
+	@echo "Look at demo/samples.png."
+
+test: lint build-files test-backend-free $(addprefix test-,$(BACKENDS))
+
+lint: .venv/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+build-files: .venv/test .venv/buildifier
+	.venv/buildifier --mode=check --lint=warn BUILD MODULE.bazel
+
+# Tests that need no particular backend run once, the others once a backend.
+test-backend-free: .venv/test
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m backend_free
+
+$(addprefix test-,$(BACKENDS)): test-%: .venv/test
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -q -m "not backend_free"
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.venv/demo: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/test: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[jax,torch,test]"
+	touch $@
+
+.venv/buildifier: tests/fetch_buildifier.py | .venv/bin/python
+	$(BIN)/python tests/fetch_buildifier.py $@
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,68 @@
+"""Draws samples from a trained model.
+
+Examples:
+  # 64 samples of a training run, into runs/emoji/output:
+  python apps/sample.py --workdir=runs/emoji
+
+  # One class, stronger guidance, more steps:
+  python apps/sample.py --workdir=runs/emoji --label=5 --guidance=2 --num_steps=50 --output=smileys
+
+  # From a weights file and the preset that it was trained with:
+  python apps/sample.py --preset=dit_emoji16 --weights=ema.weights.h5 --output=samples
+"""
+
+import os
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "Folder of a training run.")
+flags.DEFINE_string("weights", None, "A weights file, instead of --workdir; needs --preset.")
+flags.DEFINE_string("preset", None, "The preset that --weights were trained with.")
+flags.DEFINE_integer("image_size", None, "The image size of --weights.", lower_bound=1)
+flags.DEFINE_integer("num_classes", None, "The number of classes of --weights.", lower_bound=0)
+flags.DEFINE_string("output", None, "Folder to write to. Default: WORKDIR/output.")
+flags.DEFINE_integer("num_samples", 64, "Number of samples.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 64, "Samples drawn at once.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "Sample i is drawn with seed + i.", lower_bound=0)
+flags.DEFINE_enum("sampler", None, ["ddpm", "ddim", "heun"], "Default: the preset's.")
+flags.DEFINE_integer("num_steps", None, "Steps of the sampler.", lower_bound=1)
+flags.DEFINE_integer("label", None, "Class of all samples. Default: all in turn.", lower_bound=0)
+flags.DEFINE_float("guidance", None, "Scale of the guidance, 1 for none.", lower_bound=0.0)
+flags.DEFINE_bool("use_ema", True, "Whether the averaged weights are used.")
+flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "Keras backend.")
+
+flags.register_multi_flags_validator(
+    ["workdir", "weights", "preset", "output"],
+    lambda values: (
+        bool(values["workdir"]) != bool(values["weights"] and values["preset"])
+        and bool(values["workdir"] or values["output"])
+    ),
+    message="Give --workdir, or --weights with --preset and --output.",
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+    os.environ["KERAS_BACKEND"] = FLAGS.backend
+    from keras_cdiff import training
+
+    names = "num_samples batch_size seed sampler num_steps label guidance use_ema"
+    try:
+        if FLAGS.workdir:
+            model, config = training.load_run(FLAGS.workdir)
+        else:
+            changes = {"image_size": FLAGS.image_size, "num_classes": FLAGS.num_classes}
+            model, config = training.load_weights(FLAGS.weights, FLAGS.preset, **changes)
+        output = FLAGS.output or os.path.join(FLAGS.workdir, "output")
+        options = {name: FLAGS[name].value for name in names.split()}
+        training.generate(model, config, output, **options)
+        print(f"wrote {output}/samples.png and {output}/samples.npz")
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,37 @@
+"""Diffusion models trained in Keras 3 with a curriculum over noise levels."""
+
+from keras_cdiff import (
+    backbones,
+    # convert,
+    curriculum,
+    data,
+    ema,
+    objectives,
+    parameterizations,
+    presets,
+    samplers,
+    schedules,
+    training,
+)
+from keras_cdiff.curriculum import CurriculumCallback
+from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.samplers import sample
+from keras_cdiff.version import __version__
+
+__all__ = [
+    "CurriculumCallback",
+    "DiffusionModel",
+    "__version__",
+    "backbones",
+    "convert",
+    "curriculum",
+    "data",
+    "ema",
+    "objectives",
+    "parameterizations",
+    "presets",
+    "sample",
+    "samplers",
+    "schedules",
+    "training",
+]

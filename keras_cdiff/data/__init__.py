@@ -1,0 +1,16 @@
+"""Image sources and the input pipeline that feeds `DiffusionModel.fit`."""
+
+from keras_cdiff.data.images import image_grid, save_image_grid, to_uint8
+from keras_cdiff.data.pipeline import make_dataset, prepare_image
+from keras_cdiff.data.sources import ArraySource, Source, open_source
+
+__all__ = [
+    "ArraySource",
+    "Source",
+    "image_grid",
+    "make_dataset",
+    "open_source",
+    "prepare_image",
+    "save_image_grid",
+    "to_uint8",
+]

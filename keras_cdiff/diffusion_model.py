@@ -1,0 +1,475 @@
+"""DiffusionModel: a network, a noise schedule, a parameterization and an objective, trained by
+`fit`.
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_cdiff import backbones, presets
+from keras_cdiff.ema import Decay, FixedDecay
+from keras_cdiff.metrics import LastValue, LossPerCluster
+from keras_cdiff.objectives import Objective
+from keras_cdiff.parameterizations import Parameterization
+from keras_cdiff.schedules import DiscreteSchedule, Schedule
+from keras_cdiff.train_step import TrainStep
+from keras_cdiff.validation import check_batch, check_images, check_labels
+from keras_cdiff.variational import variational_term
+
+Tensor = keras.KerasTensor
+
+# Random numbers drawn in one step are far fewer than this, so the streams of two steps never meet.
+_DRAWS_PER_STEP = 16
+
+
+@keras.saving.register_keras_serializable("keras_cdiff")
+class DiffusionModel(TrainStep, keras.Model):
+    """A diffusion model that `fit` trains: each step draws noise levels, adds noise and learns to
+    remove it.
+
+    `fit`, `evaluate` and the like take images (B, H, W, C) in [-1, 1], or (images, labels), or a
+    dict with "image" and optionally "label" and "context"; "level" (B,) and "noise" (B, H, W, C)
+    may be given too and are then not drawn.
+
+    Noise and levels of a step are a function of (seed, iteration) alone. The average of the weights
+    lives in a second copy of the network, `ema_backbone`.
+
+    Args:
+        backbone: the network, such as `keras_cdiff.backbones.DiT`.
+        schedule: a `Schedule`.
+        parameterization: a `Parameterization`.
+        objective: an `Objective`; its support must lie on the schedule.
+        ema: decay profile of the average of the weights; None keeps no average.
+        seed: seed of all noise, >= 0.
+
+    Attributes:
+        noise_interval: weight (2,), the levels [low, high) that training draws, in the native
+            coordinate.
+        iteration: weight (), training steps taken.
+        curriculum_state: weight (4,), kept for a curriculum so that it is saved with the model.
+
+    Example:
+
+    ```python
+    model = keras_cdiff.DiffusionModel.from_preset("dit_emoji16", num_classes=0)
+    model.compile(keras.optimizers.AdamW(1e-3))
+    model.fit(images, batch_size=32, epochs=10)
+    samples = keras_cdiff.sample(model, 16)
+    ```
+    """
+
+    def __init__(
+        self,
+        backbone: keras.Model,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        objective: Objective,
+        ema: Decay | None = FixedDecay(0.9999),  # noqa: B008 (immutable)
+        seed: int = 0,
+        name: str | None = None,
+    ):
+        # Noise levels and losses are float32 under every policy; the backbone keeps its own.
+        super().__init__(dtype="float32", autocast=False, name=name)
+        _check_parts(backbone, schedule, parameterization, objective, ema)
+        if not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
+        self.backbone = backbone
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.objective = objective
+        self.ema = ema
+        self.seed = int(seed)
+        self.ema_backbone = None
+        if ema is not None:
+            self.ema_backbone = type(backbone).from_config(backbone.get_config())
+            self.ema_backbone.trainable = False
+            for average, weight in self._averages():
+                average.assign(ops.copy(weight))
+
+        keys = np.random.SeedSequence(self.seed).generate_state(3) & 0x7FFFFFFF
+        self._training_key, self._dropout_key, evaluation_key = map(int, keys)
+        self.noise_generator = keras.random.SeedGenerator(self._training_key)
+        self.evaluation_generator = keras.random.SeedGenerator(evaluation_key)
+        self.build()
+
+    def build(self, input_shape: object = None) -> None:
+        def state(name: str, value: Sequence[float] | float, dtype: str = "float32"):
+            return self.add_weight(
+                name=name,
+                shape=np.shape(value),
+                initializer=lambda shape, dtype: ops.convert_to_tensor(value, dtype=dtype),
+                dtype=dtype,
+                trainable=False,
+                autocast=False,
+            )
+
+        self.noise_interval = state("noise_interval", self.objective.support)
+        self.curriculum_state = state("curriculum_state", [0.0] * 4)
+        self.iteration = state("iteration", 0, dtype="int")
+        self.batch_loss = LastValue(name="batch_loss")
+        # In a namespace, because Keras would go on listing a metric that was replaced.
+        self._untracked = types.SimpleNamespace(before_save=None)
+        self.track_clusters(np.unique(self.objective.host_quantile(np.linspace(0.0, 1.0, 11))))
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: object) -> "DiffusionModel":
+        """Builds the model of a preset, with random weights.
+
+        Args:
+            name: a name in `keras_cdiff.presets.PRESETS`.
+            **overrides: schedule, parameterization, objective, ema or seed; anything else is an
+                argument of the backbone, such as image_size, num_classes or dtype.
+        """
+        parts = dict(presets.preset(name)["model"])
+        backbone = dict(parts.pop("backbone"))
+        network = getattr(backbones, backbone.pop("class_name"))
+        arguments = inspect.signature(network).parameters
+        for key, value in overrides.items():
+            if key in (*parts, "seed"):
+                parts[key] = value
+            elif key in arguments:
+                backbone[key] = value
+            else:
+                raise ValueError(
+                    f"An override of preset {name!r} must be one of {', '.join(parts)}, seed, or "
+                    "an "
+                    f"argument of {network.__name__}: {', '.join(arguments)}. Received: "
+                    f"{key}={value!r}"
+                )
+        return cls(network(**backbone), **{k: _deserialize(v) for k, v in parts.items()})
+
+    # Networks and noise
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.backbone.image_size, self.backbone.image_size, self.backbone.channels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, which is also the null label; 0 if the model takes no labels."""
+        return self.backbone.num_classes
+
+    def call(self, inputs: object, training: bool = False) -> dict[str, Tensor]:
+        """Adds noise to the images and asks the network: {"level", "noise", "output"}."""
+        batch = self.batch(inputs)
+        image = ops.cast(batch["image"], "float32")
+        if training:
+            self._seed_step()
+        generator = self.noise_generator if training else self.evaluation_generator
+        level, noise = batch.get("level"), batch.get("noise")
+        if level is None:
+            uniform = keras.random.uniform(ops.shape(image)[:1], seed=generator)
+            level = self.objective.draw(uniform, ops.convert_to_tensor(self.noise_interval))
+        if noise is None:
+            noise = keras.random.normal(ops.shape(image), seed=generator)
+        output = self._network(
+            self.backbone,
+            self.add_noise(image, noise, level),
+            level,
+            {k: batch.get(k) for k in ("label", "context")},
+            training,
+        )
+        return {"level": ops.cast(level, "float32"), "noise": noise, "output": output}
+
+    def add_noise(self, image: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """Returns x_t = alpha x_0 + sigma eps for images and noise (B, H, W, C) at levels (B,)."""
+        return (
+            _expand(self.schedule.alpha(level)) * image
+            + _expand(self.schedule.sigma(level)) * noise
+        )
+
+    def _network(
+        self, network: keras.Model, noisy: Tensor, level: Tensor, condition: dict, training: bool
+    ) -> Tensor:
+        _, _, c_in, c_noise = self.parameterization.coefficients(level, self.schedule)
+        return network(_expand(c_in) * noisy, c_noise, **condition, training=training)
+
+    def _clean(self, noisy: Tensor, level: Tensor, output: Tensor) -> Tensor:
+        c_skip, c_out, _, _ = self.parameterization.coefficients(level, self.schedule)
+        channels = self.backbone.channels
+        return _expand(c_skip) * noisy + _expand(c_out) * output[..., :channels]
+
+    def estimate(
+        self,
+        x: Tensor,
+        level: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        guidance: Tensor | float = 1.0,
+        guidance_channels: int | None = None,
+        use_ema: bool = False,
+    ) -> dict[str, Tensor | None]:
+        """Returns the estimate of the clean image, and the learned variance's channels if there are
+        any.
+
+        With guidance w the network's output is uncond + w (cond - uncond) (Ho and Salimans,
+        "Classifier-Free Diffusion Guidance", 2021); the variance stays conditional.
+
+        Args:
+            x: (B, H, W, C) noisy images.
+            level: (B,) or (), noise levels in the schedule's native coordinate.
+            label: (B,) int class labels; `num_classes` is the null label.
+            context: (B, L, D) conditioning sequence.
+            guidance: the scale w; exactly 1.0 asks the network once instead of twice.
+            guidance_channels: guide only that many first channels (official DiT: 3).
+            use_ema: whether the averaged weights answer.
+
+        Returns:
+            {"clean": (B, H, W, C) float32, "variance": (B, H, W, C) float32 or None}.
+        """
+        network = self.ema_backbone if use_ema else self.backbone
+        if network is None:
+            raise ValueError("This model keeps no average of its weights. Received: use_ema=True")
+        x = ops.cast(x, "float32")
+        level = ops.broadcast_to(ops.cast(level, "float32"), ops.shape(x)[:1])
+        condition = {"label": label, "context": context}
+        guided = not (isinstance(guidance, int | float) and guidance == 1.0)
+        if not guided:
+            output = self._network(network, x, level, condition, training=False)
+        else:
+            if label is None and context is None:
+                raise ValueError(
+                    "Guidance needs a condition to strengthen: give `label` or `context`, or leave "
+                    f"guidance at 1.0. Received: guidance={guidance}, label=None, context=None"
+                )
+            null = {
+                "label": None if label is None else ops.full_like(label, self.num_classes),
+                "context": None if context is None else ops.zeros_like(context),
+            }
+            both = {
+                k: None if v is None else ops.concatenate([v, null[k]])
+                for k, v in condition.items()
+            }
+            twice = self._network(
+                network, ops.concatenate([x, x]), ops.concatenate([level, level]), both, False
+            )
+            output, unconditional = ops.split(twice, 2)
+            channels = guidance_channels or self.backbone.channels
+            change = (guidance - 1.0) * (output - unconditional)[..., :channels]
+            rest = ops.zeros_like(output[..., channels:])
+            output = output + ops.concatenate([change, rest], axis=-1)
+        variance = None
+        if self.parameterization.learned_variance:
+            variance = output[..., self.backbone.channels :]
+        return {"clean": self._clean(x, level, output), "variance": variance}
+
+    def denoise(self, x: Tensor, level: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Returns the estimate of the clean image (B, H, W, C) float32; the arguments are those of
+        `estimate`.
+        """
+        return self.estimate(x, level, *args, **kwargs)["clean"]
+
+    # Training
+
+    def compile(
+        self, optimizer: keras.optimizers.Optimizer | str | None = None, **kwargs: object
+    ) -> None:
+        """Configures training; the optimizer defaults to AdamW(1e-4) without weight decay, as for
+        DiT.
+        """
+        if kwargs.get("loss") is not None:
+            raise ValueError(
+                "The loss of a DiffusionModel is its objective: leave `loss` out of compile(). "
+                f"Received: loss={kwargs['loss']!r}"
+            )
+        optimizer = optimizer or keras.optimizers.AdamW(1e-4, weight_decay=0.0)
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def compile_from_config(self, config: dict) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x: object = None, y: object = None, **kwargs: object) -> keras.callbacks.History:
+        """Trains the model as `keras.Model.fit` does; arrays are checked before the first step."""
+        images = x.get("image") if isinstance(x, dict) else x
+        labels = y if y is not None or not isinstance(x, dict) else x.get("label")
+        if isinstance(images, np.ndarray):
+            check_images(images, self.image_shape)
+        if isinstance(labels, np.ndarray | list):
+            check_labels(labels, self.num_classes)
+        return super().fit(x, y, **kwargs)
+
+    def batch(self, inputs: object) -> dict[str, Tensor]:
+        """Returns `inputs`, images or a dict, as a checked dict of tensors."""
+        batch = dict(inputs) if isinstance(inputs, dict) else {"image": inputs}
+        check_batch(batch, self.image_shape, self.num_classes)
+        return batch
+
+    def pack(self, data: object) -> tuple:
+        """Returns a batch as `fit` yields it with its labels moved to where the network finds
+        them.
+        """
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        batch = dict(x) if isinstance(x, dict) else {"image": x}
+        if y is not None:
+            batch["label"] = y
+        return batch, None, sample_weight
+
+    def sample_losses(self, image: Tensor, level: Tensor, noise: Tensor, output: Tensor) -> Tensor:
+        """Returns the weighted loss of each sample, (B,), for the network's output on
+        `add_noise(image, noise, level)`.
+
+        loss = w mean (output - target)^2, plus the variational term where the variance is learned.
+        """
+        image = ops.cast(image, "float32")
+        a, b = self.parameterization.target_coefficients(level, self.schedule)
+        target = _expand(a) * image + _expand(b) * noise
+        _, c_out, _, _ = self.parameterization.coefficients(level, self.schedule)
+        channels = self.backbone.channels
+        error = ops.mean(ops.square(output[..., :channels] - target), axis=(1, 2, 3))
+        weight = self.objective.weighting.output_weight(self.schedule.log_snr(level), c_out)
+        loss = weight * error
+        if self.parameterization.learned_variance:
+            noisy = self.add_noise(image, noise, level)
+            clean = self._clean(noisy, level, output)
+            variance = output[..., channels:]
+            loss = loss + variational_term(self.schedule, level, image, noisy, clean, variance)
+        return loss
+
+    def compute_loss(
+        self,
+        x: object = None,
+        y: object = None,
+        y_pred: dict | None = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
+        """Returns the mean of `sample_losses` over the batch."""
+        losses = self.sample_losses(self.batch(x)["image"], **y_pred)
+        if sample_weight is not None:
+            losses = losses * ops.cast(sample_weight, "float32")
+        loss = ops.mean(losses)
+        self.batch_loss.update_state(loss)
+        self.cluster_loss.update_state(losses, y_pred["level"])
+        return loss
+
+    def update_average(self, batch_size: Tensor | int) -> None:
+        """Counts the step and moves the averaged weights towards the weights; called once a
+        step.
+        """
+        self.iteration.assign_add(1)
+        if self.ema is None:
+            return
+        decay = self.ema(ops.convert_to_tensor(self.iteration), batch_size)
+        for average, weight in self._averages():
+            value = ops.convert_to_tensor(average)
+            average.assign(value + (1.0 - decay) * (ops.convert_to_tensor(weight) - value))
+
+    def _averages(self) -> list[tuple]:
+        """Pairs of (average, weight)."""
+        return list(zip(self.ema_backbone.weights, self.backbone.weights, strict=True))
+
+    def _seed_step(self) -> None:
+        """Makes all randomness of this step a function of (seed, iteration)."""
+        count = ops.convert_to_tensor(self.iteration) * _DRAWS_PER_STEP
+        streams = [(self.noise_generator, self._training_key)]
+        if hasattr(self.backbone, "seed_generator"):
+            streams.append((self.backbone.seed_generator, self._dropout_key))
+        for generator, key in streams:
+            dtype = generator.state.dtype
+            key = ops.convert_to_tensor(key, dtype=dtype)
+            generator.state.assign(ops.stack([key, ops.cast(count, dtype)]))
+
+    # Metrics
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        return [*super().metrics, self.cluster_loss]
+
+    @property
+    def cluster_loss(self) -> LossPerCluster:
+        """The metric that holds the mean loss per cluster of noise levels since the last reset."""
+        return self._untracked.cluster_loss
+
+    def track_clusters(self, edges: Sequence[float]) -> None:
+        """Sets the clusters by which `cluster_loss` reports: N + 1 ascending edges in the native
+        coordinate.
+        """
+        self._untracked.cluster_loss = LossPerCluster(edges)
+        self.train_function = self.test_function = None
+
+    def get_metrics_result(self) -> dict:
+        # One number a cluster would drown the progress bar: `cluster_loss` is read on its own.
+        result = super().get_metrics_result()
+        result.pop(self.cluster_loss.name, None)
+        return result
+
+    # Saving
+
+    def before_save(self, function: Callable[[], None] | None) -> None:
+        """Sets the function that writes a curriculum's state into the weights before each save."""
+        self._untracked.before_save = function
+
+    def save_own_variables(self, store: dict) -> None:
+        if self._untracked.before_save is not None:
+            self._untracked.before_save()
+        super().save_own_variables(store)
+
+    def get_config(self) -> dict:
+        parts = {
+            "backbone": self.backbone,
+            "schedule": self.schedule,
+            "parameterization": self.parameterization,
+            "objective": self.objective,
+            "ema": self.ema,
+        }
+        config = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
+        return {**config, "seed": self.seed, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "DiffusionModel":
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            return cls(**{k: _deserialize(v) for k, v in config.items()})
+
+
+def _expand(coefficient: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)."""
+    return ops.reshape(coefficient, (-1, 1, 1, 1))
+
+
+def _deserialize(value: object) -> object:
+    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
+
+
+def _check_parts(
+    backbone: keras.Model,
+    schedule: Schedule,
+    parameterization: Parameterization,
+    objective: Objective,
+    ema: Decay | None,
+) -> None:
+    for name, value, kind in (
+        ("schedule", schedule, Schedule),
+        ("parameterization", parameterization, Parameterization),
+        ("objective", objective, Objective),
+        ("ema", ema, Decay | None),
+    ):
+        if not isinstance(value, kind):
+            expected = getattr(kind, "__name__", "Decay or None")
+            raise ValueError(f"`{name}` must be a {expected}. Received: {name}={value!r}")
+    steps = getattr(schedule, "num_timesteps", None)
+    if steps != getattr(objective, "num_timesteps", None):
+        raise ValueError(
+            "The objective must draw the levels of the schedule: timesteps in the same number, or "
+            "noise "
+            f"levels that are not timesteps. Received: schedule with num_timesteps={steps}, "
+            "objective "
+            f"with num_timesteps={getattr(objective, 'num_timesteps', None)}"
+        )
+    learned = parameterization.learned_variance
+    if learned and not isinstance(schedule, DiscreteSchedule):
+        raise ValueError(
+            "A learned variance needs a schedule of timesteps, such as LinearBeta. "
+            f"Received: schedule={type(schedule).__name__}"
+        )
+    expected = backbone.channels * (2 if learned else 1)
+    if backbone.out_channels != expected:
+        raise ValueError(
+            f"With learned_variance={learned} the backbone must have out_channels={expected}. "
+            f"Received: out_channels={backbone.out_channels}"
+        )

@@ -1,0 +1,10 @@
+"""Samplers: how noise becomes an image."""
+
+from keras_cdiff.samplers.ddim import DDIM
+from keras_cdiff.samplers.ddpm import DDPM
+from keras_cdiff.samplers.guidance import Guidance
+from keras_cdiff.samplers.heun import Heun
+from keras_cdiff.samplers.sample import sample
+from keras_cdiff.samplers.sampler import Sampler
+
+__all__ = ["DDIM", "DDPM", "Guidance", "Heun", "Sampler", "sample"]

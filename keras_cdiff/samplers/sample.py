@@ -1,0 +1,177 @@
+"""sample(): images from a model."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+
+from keras_cdiff.samplers.ddim import DDIM
+from keras_cdiff.samplers.estimator import estimator
+from keras_cdiff.samplers.guidance import Guidance
+from keras_cdiff.samplers.heun import Heun
+from keras_cdiff.samplers.sampler import Denoise, Sampler
+from keras_cdiff.schedules import DiscreteSchedule
+
+
+def sample(
+    model: keras.Model,
+    num_samples: int,
+    sampler: Sampler | None = None,
+    *,
+    seed: int | Sequence[int] = 0,
+    label: int | Sequence[int] | None = None,
+    context: np.ndarray | None = None,
+    guidance: float | Guidance = 1.0,
+    use_ema: bool = True,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> np.ndarray:
+    """Draws images from a model.
+
+    Sample i is a function of its own seed, label and context: neither the batch size nor its place
+    changes it, and its noise is the same on every backend.
+
+    Args:
+        model: a `DiffusionModel`.
+        num_samples: number of images N >= 1.
+        sampler: how; by default `DDIM(50)` on discrete timesteps and `Heun(18)` otherwise.
+        seed: seed of the first sample, the others follow by ones; or N seeds; >= 0.
+        label: class of all samples or N classes, each in 0..num_classes, where num_classes is the
+            null label. None: the null label.
+        context: conditioning sequence of all samples, (L, D), or one each, (N, L, D).
+        guidance: scale w >= 0 of classifier-free guidance, 1 for none, or a `Guidance`.
+        use_ema: whether the averaged weights are used, if the model keeps an average.
+        batch_size: samples drawn at once; the last batch is filled up, so that nothing compiles
+            again.
+        progress: whether a progress bar over all steps of all batches is shown.
+
+    Returns:
+        float32 array (N, H, W, C) in the model's units: images in about [-1, 1], or latents.
+
+    Raises:
+        ValueError: if an argument is out of its range or does not fit the model.
+    """
+    _check_count("num_samples", num_samples)
+    _check_count("batch_size", batch_size)
+    if sampler is None:
+        sampler = DDIM() if isinstance(model.schedule, DiscreteSchedule) else Heun()
+    guidance = Guidance.of(guidance)
+    use_ema = use_ema and model.ema_backbone is not None
+    seeds = _seeds(seed, num_samples)
+    condition = _condition(model, num_samples, label, context, guidance)
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()  # within fit() on JAX the weights are not on the model
+    network = estimator(model, use_ema, guidance)
+
+    size = min(batch_size, num_samples)
+    starts = range(0, num_samples, size)
+    num_steps = len(sampler.levels(model.schedule))
+    bar = keras.utils.Progbar(len(starts) * num_steps) if progress else None
+    images = np.empty((num_samples, *model.image_shape), dtype="float32")
+    for start in starts:
+        batch = slice(start, min(start + size, num_samples))
+        draw_noise = _noise(seeds[batch], size, model.image_shape)
+        denoise = _denoise(
+            network,
+            {name: _fill(value[batch], size) for name, value in condition.items()},
+            guidance,
+        )
+        noisiest = sampler.initial_scale(model.schedule) * draw_noise()
+        for step in sampler.trajectory(denoise, noisiest, model.schedule, draw_noise):
+            x, _ = step
+            if bar is not None:
+                bar.add(1)
+        images[batch] = keras.ops.convert_to_numpy(x)[: batch.stop - start]
+    return images
+
+
+def _denoise(network: keras.Model, condition: dict, guidance: Guidance) -> Denoise:
+    """Returns (x, level) -> estimate for one batch."""
+    inputs = dict(condition)
+    if guidance.active:
+        inputs["guidance"] = np.float32(guidance.scale)
+
+    def denoise(x: object, level: float) -> dict:
+        levels = np.full(len(x), level, dtype="float32")
+        estimate = network.predict_on_batch({"x": x, "level": levels, **inputs})
+        return {"variance": None, **estimate}
+
+    return denoise
+
+
+def _noise(seeds: Sequence[int], size: int, shape: tuple) -> Callable[[], np.ndarray]:
+    """Returns a function that draws unit normal noise (size, *shape), each sample's by its seed."""
+    generators = [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
+
+    def draw() -> np.ndarray:
+        blocks = [generator.standard_normal(shape, dtype="float32") for generator in generators]
+        return _fill(np.stack(blocks), size)
+
+    return draw
+
+
+def _fill(values: np.ndarray, size: int) -> np.ndarray:
+    """Returns `values` with its first row repeated at the end up to `size` rows."""
+    return np.concatenate([values, np.repeat(values[:1], size - len(values), axis=0)])
+
+
+def _seeds(seed: int | Sequence[int], num_samples: int) -> list[int]:
+    if isinstance(seed, int | np.integer):
+        seeds = [int(seed) + i for i in range(num_samples)]
+    else:
+        seeds = list(seed)
+    integers = all(isinstance(s, int | np.integer) and 0 <= s < 2**128 for s in seeds)
+    if not integers or len(seeds) != num_samples:
+        raise ValueError(
+            f"`seed` must be an integer >= 0 or {num_samples} of them, one a sample. "
+            f"Received: seed={seed!r}"
+        )
+    return [int(s) for s in seeds]
+
+
+def _condition(
+    model: keras.Model,
+    num_samples: int,
+    label: int | Sequence[int] | None,
+    context: np.ndarray | None,
+    guidance: Guidance,
+) -> dict[str, np.ndarray]:
+    """Returns the label and the context of each sample, as far as the model takes them."""
+    if guidance.active and label is None and context is None:
+        raise ValueError(
+            "Guidance strengthens a condition: give `label` or `context`, or leave guidance at 1. "
+            f"Received: guidance={guidance.scale}, label=None, context=None"
+        )
+    condition = {}
+    if label is not None or model.num_classes > 0:
+        condition["label"] = _labels(model.num_classes, num_samples, label)
+    if context is not None:
+        context = np.asarray(context, dtype="float32")
+        if context.ndim not in (2, 3) or (context.ndim == 3 and len(context) != num_samples):
+            raise ValueError(
+                f"`context` must have shape (L, D) or ({num_samples}, L, D). "
+                f"Received: context with shape {context.shape}"
+            )
+        condition["context"] = np.broadcast_to(context, (num_samples, *context.shape[-2:]))
+    return condition
+
+
+def _labels(num_classes: int, num_samples: int, label: int | Sequence[int] | None) -> np.ndarray:
+    labels = np.asarray(num_classes if label is None else label)
+    fits = labels.ndim == 0 or labels.shape == (num_samples,)
+    if num_classes == 0:
+        raise ValueError(
+            "This model has no classes: leave `label` at None, or build the backbone with "
+            f"num_classes. Received: label={label!r}"
+        )
+    if not fits or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > num_classes:
+        raise ValueError(
+            f"`label` must be an integer, or {num_samples} of them, in 0..{num_classes} "
+            f"({num_classes} is the null label). Received: label={label!r}"
+        )
+    return np.broadcast_to(labels, (num_samples,)).astype("int32")
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")

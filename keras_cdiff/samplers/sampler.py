@@ -1,0 +1,185 @@
+"""The base of all samplers: a table of coefficients, and a step that uses one row of it.
+
+Whatever depends on the schedule is computed once, on the host, in float64, from alpha and sigma at
+the levels visited. The step itself is a few operations on the numbers of its row, the same in a
+Python loop and in an exported graph.
+"""
+
+import abc
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from keras import ops
+
+from keras_cdiff.samplers.levels import SPACINGS, noise_levels
+from keras_cdiff.schedules import Schedule
+
+Denoise = Callable[[object, object], dict]  # (x, level) -> {"clean", "variance"}
+
+
+class Sampler(abc.ABC):
+    """Turns noise into images, step by step down the noise levels.
+
+    A subclass gives `coefficients` and `step`. It sees the schedule through alpha and sigma alone,
+    and the network through its estimate of the clean image, so it works with every schedule and
+    parameterization.
+
+    Args:
+        num_steps: number of steps, >= 1; with discrete timesteps and linspace spacing also a
+            sequence of counts, one a section of the timesteps, noisiest section last.
+        spacing: which of the discrete timesteps are visited: "linspace", "leading" or "trailing"
+            (`levels.respaced_timesteps`); or the levels themselves, descending, on any schedule:
+            `num_steps` is then their number.
+        rho: exponent of the grid of levels of continuous schedules (`levels.noise_levels`), > 0.
+        clip: whether each estimate of the clean image is clamped to [-1, 1]. For images in pixels,
+            not for latents.
+    """
+
+    def __init__(
+        self,
+        num_steps: int | Sequence[int],
+        spacing: str | Sequence[float] = "linspace",
+        rho: float = 7.0,
+        clip: bool = False,
+    ):
+        if isinstance(spacing, str):
+            if spacing not in SPACINGS:
+                raise ValueError(
+                    f"`spacing` must be one of {SPACINGS} or a sequence of levels. "
+                    f"Received: spacing={spacing!r}"
+                )
+        else:
+            spacing = [float(level) for level in spacing]
+            num_steps = len(spacing)
+        counts = num_steps if isinstance(num_steps, Sequence) else [num_steps]
+        if not counts or not all(isinstance(n, int | np.integer) and n >= 1 for n in counts):
+            raise ValueError(
+                "`num_steps` must be an integer of at least 1, or a sequence of such integers. "
+                f"Received: num_steps={num_steps!r}"
+            )
+        if not 0.0 < rho < math.inf:
+            raise ValueError(f"`rho` must be positive and finite. Received: rho={rho}")
+        counts = [int(count) for count in counts]
+        self.num_steps = counts[0] if len(counts) == 1 else counts
+        self.spacing = spacing
+        self.rho = float(rho)
+        self.clip = bool(clip)
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether each step takes fresh noise."""
+        return False
+
+    @abc.abstractmethod
+    def coefficients(
+        self, alpha: np.ndarray, sigma: np.ndarray, next_alpha: np.ndarray, next_sigma: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns the columns of the table that the step needs.
+
+        Args:
+            alpha: (n,) float64, the signal's scale before each step.
+            sigma: (n,) the noise's scale before each step.
+            next_alpha: (n,) the signal's scale after each step, 1 after the last.
+            next_sigma: (n,) the noise's scale after each step, 0 after the last.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self,
+        denoise: Denoise,
+        x: object,
+        clean: object,
+        row: dict[str, object],
+        noise: object = None,
+        last: bool = False,
+    ) -> tuple[object, object]:
+        """Takes `x` from the level of `row` to the next one.
+
+        Args:
+            denoise: the network, (x, level) -> {"clean", "variance"} with a scalar level.
+            x: images at this level, (B, H, W, C).
+            clean: the estimate of the clean image that the step before returned, zeros before the
+                first (for multistep solvers).
+            row: the numbers of this step, one a column of `table`: floats or scalar tensors.
+            noise: unit normal noise like `x`, if `needs_noise`.
+            last: whether the step ends at the clean image.
+
+        Returns:
+            The images at the next level, and the estimate of the clean image they follow from.
+        """
+
+    def levels(self, schedule: Schedule) -> np.ndarray:
+        """Returns the noise levels visited, float64 (n,), descending."""
+        return noise_levels(schedule, self.num_steps, self.spacing, self.rho)
+
+    def initial_scale(self, schedule: Schedule) -> float:
+        """Returns the sigma by which unit normal noise is multiplied to start from."""
+        return float(schedule.alpha_sigma(self.levels(schedule)[:1])[1][0])
+
+    def table(self, schedule: Schedule) -> dict[str, np.ndarray]:
+        """Returns the coefficients of all steps: columns of float64 (n,), row i for step i.
+
+        "level" is where the network is asked, "next_level" where the step ends. The last step ends
+        at the clean image (alpha = 1, sigma = 0), which is no level of the network, and repeats its
+        own level.
+        """
+        levels = self.levels(schedule)
+        alpha, sigma = schedule.alpha_sigma(levels)
+        next_alpha, next_sigma = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+        return {
+            "level": levels,
+            "next_level": np.append(levels[1:], levels[-1]),
+            **self.coefficients(alpha, sigma, next_alpha, next_sigma),
+        }
+
+    def trajectory(
+        self,
+        denoise: Denoise,
+        x: object,
+        schedule: Schedule,
+        draw_noise: Callable[[], object] | None = None,
+    ) -> Iterator[tuple[object, object]]:
+        """Yields the images and the estimate of the clean images after every step.
+
+        Args:
+            denoise: the network, (x, level) -> {"clean", "variance"} with a scalar level.
+            x: images at the first level, (B, H, W, C): `initial_scale` times unit normal noise.
+            schedule: the schedule of the model.
+            draw_noise: called once a step for unit normal noise like `x`, if `needs_noise`.
+        """
+        table = self.table(schedule)
+        num_steps = len(table["level"])
+        clean = ops.zeros_like(x)
+        for i in range(num_steps):
+            row = {name: float(column[i]) for name, column in table.items()}
+            noise = draw_noise() if self.needs_noise else None
+            x, clean = self.step(denoise, x, clean, row, noise, last=i == num_steps - 1)
+            yield x, clean
+
+    def clipped(self, clean: object) -> object:
+        """Returns the clean estimate as the step uses it."""
+        return ops.clip(clean, -1.0, 1.0) if self.clip else clean
+
+    def get_config(self) -> dict:
+        return {
+            "num_steps": self.num_steps,
+            "spacing": self.spacing,
+            "rho": self.rho,
+            "clip": self.clip,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Sampler":
+        return cls(**config)
+
+
+def forward_variance(
+    alpha: np.ndarray, sigma: np.ndarray, next_alpha: np.ndarray, next_sigma: np.ndarray
+) -> np.ndarray:
+    """Returns the share of sigma^2 that is added on the way up from the next level to this one.
+
+    sigma_{t|s}^2 / sigma_t^2 = 1 - SNR_t / SNR_s; for timesteps sigma_{t|s}^2 is the respaced beta
+    (Kingma et al., "Variational Diffusion Models", 2021, appendix A).
+    """
+    return 1.0 - np.square(alpha * next_sigma / (next_alpha * sigma))

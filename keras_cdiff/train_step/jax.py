@@ -1,0 +1,21 @@
+"""One training step on JAX, where state goes in and comes out as lists of arrays."""
+
+import keras
+
+
+class TrainStep:
+    """Mixin before `keras.Model`: Keras' own step on a packed batch, then the moving average."""
+
+    def train_step(self, state: tuple, data: object) -> tuple[dict, tuple]:
+        batch = self.pack(data)
+        logs, state = super().train_step(state, batch)
+        trainable, non_trainable, optimizer, metrics = state
+        values = [*trainable, *non_trainable]
+        variables = [*self.trainable_variables, *self.non_trainable_variables]
+        with keras.StatelessScope(zip(variables, values, strict=True)) as scope:
+            self.update_average(batch[0]["image"].shape[0])
+        non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
+        return logs, (trainable, non_trainable, optimizer, metrics)
+
+    def test_step(self, state: tuple, data: object) -> tuple[dict, tuple]:
+        return super().test_step(state, self.pack(data))

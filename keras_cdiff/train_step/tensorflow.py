@@ -1,0 +1,16 @@
+"""One training step on TensorFlow, where assignments inside the graph are enough."""
+
+import tensorflow as tf
+
+
+class TrainStep:
+    """Mixin before `keras.Model`: Keras' own step on a packed batch, then the moving average."""
+
+    def train_step(self, data: object) -> dict:
+        batch = self.pack(data)
+        logs = super().train_step(batch)
+        self.update_average(tf.shape(batch[0]["image"])[0])
+        return logs
+
+    def test_step(self, data: object) -> dict:
+        return super().test_step(self.pack(data))

@@ -1,0 +1,21 @@
+"""Training runs: configuration, workdir, callbacks, and samples from what was trained."""
+
+from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
+from keras_cdiff.training.configuration import resolve
+from keras_cdiff.training.generation import generate, load_run, load_weights
+from keras_cdiff.training.run import train
+from keras_cdiff.training.tensorboard import TensorBoardWriter
+from keras_cdiff.training.workdir import Workdir
+
+__all__ = [
+    "RunLog",
+    "SampleGrid",
+    "StopAt",
+    "TensorBoardWriter",
+    "Workdir",
+    "generate",
+    "load_run",
+    "load_weights",
+    "resolve",
+    "train",
+]

@@ -1,0 +1,195 @@
+"""Callbacks that show and keep what a run does: its log, its sample grids, its weights."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_cdiff.data import image_grid, save_image_grid, to_uint8
+from keras_cdiff.samplers import Sampler, sample
+from keras_cdiff.training.tensorboard import TensorBoardWriter
+
+
+class RunLog(keras.callbacks.Callback):
+    """Records loss, loss per cluster, stage, interval, learning rate and speed once a log interval.
+
+    An epoch of `fit` is one log interval. Each record is printed, appended to a JSON-lines file and
+    written as TensorBoard scalars.
+
+    Args:
+        steps: training steps of the whole run, for the display.
+        path: JSON-lines file to append to, or None.
+        tensorboard: a `TensorBoardWriter`, or None.
+        verbose: whether to print a line a record.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        path: str | Path | None = None,
+        tensorboard: TensorBoardWriter | None = None,
+        verbose: int = 1,
+    ):
+        super().__init__()
+        self.steps = steps
+        self.path = path
+        self.tensorboard = tensorboard
+        self.verbose = verbose
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._began = time.perf_counter()
+        self._batches = 0
+        self._images = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._batches = batch + 1
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        elapsed = time.perf_counter() - self._began
+        record = self._record(logs, elapsed / max(self._batches, 1))
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+        if self.tensorboard is not None:
+            self.tensorboard.scalars(record["step"], _scalars(record))
+        if self.verbose:
+            low, high = (float(edge) for edge in record["interval"])
+            stage = f"  stage {record['stage']} [{low:.4g}, {high:.4g})" if record["stage"] else ""
+            print(
+                f"step {record['step']}/{self.steps}  loss {record['loss']:.4f}{stage}  "
+                f"learning rate {record['learning_rate']:.2e}  "
+                f"{record['seconds_per_step'] * 1000:.0f} ms/step",
+                flush=True,
+            )
+
+    def _record(self, logs: dict, seconds_per_step: float) -> dict:
+        model, numpy = self.model, keras.ops.convert_to_numpy
+        cluster_loss = numpy(model.cluster_loss.result()).tolist()
+        return {
+            "step": int(numpy(model.iteration)),
+            "loss": float(logs["loss"]),
+            "batch_loss": float(logs["batch_loss"]),
+            "cluster_edges": [_json_number(edge) for edge in model.cluster_loss.edges],
+            "cluster_loss": [_json_number(loss) for loss in cluster_loss],
+            "stage": int(numpy(model.curriculum_state)[0]),
+            "interval": [_json_number(edge) for edge in numpy(model.noise_interval).tolist()],
+            "learning_rate": float(numpy(model.optimizer.learning_rate)),
+            "seconds_per_step": seconds_per_step,
+            "time": time.time(),
+        }
+
+
+class SampleGrid(keras.callbacks.Callback):
+    """Draws the same samples from the averaged weights now and then, as a grid on disk.
+
+    Args:
+        folder: where step_NNNNNN.png is written.
+        every: training steps between two grids, rounded up to the end of an epoch; the last step of
+            training always has one.
+        sampler: how samples are drawn.
+        num_samples: how many; a class-conditional model shows its classes in turn.
+        guidance: scale of the guidance for class-conditional models.
+        tensorboard: a `TensorBoardWriter`, or None.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int,
+        sampler: Sampler | None = None,
+        num_samples: int = 32,
+        guidance: float = 1.0,
+        tensorboard: TensorBoardWriter | None = None,
+    ):
+        super().__init__()
+        self.folder = Path(folder)
+        self.every = every
+        self.sampler = sampler
+        self.num_samples = num_samples
+        self.guidance = guidance
+        self.tensorboard = tensorboard
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._drawn = self._iteration()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if self._iteration() // self.every > self._drawn // self.every:
+            self._draw()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        if self._drawn < self._iteration():
+            self._draw()
+
+    def _iteration(self) -> int:
+        return int(keras.ops.convert_to_numpy(self.model.iteration))
+
+    def _draw(self) -> None:
+        self._drawn = self._iteration()
+        label = class_labels(self.model.num_classes, self.num_samples)
+        images = sample(
+            self.model,
+            self.num_samples,
+            self.sampler,
+            label=label,
+            guidance=1.0 if label is None else self.guidance,
+            progress=False,
+        )
+        images = to_uint8(images[..., :3])
+        save_image_grid(images, self.folder / f"step_{self._drawn:06d}.png", columns=8)
+        if self.tensorboard is not None:
+            self.tensorboard.image(self._drawn, "samples", image_grid(images, columns=8))
+
+
+class StopAt(keras.callbacks.Callback):
+    """Ends training at an exact number of steps, within an epoch too.
+
+    Args:
+        steps: training steps of the model after which to stop.
+    """
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._step = int(keras.ops.convert_to_numpy(self.model.iteration))
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._last_batch = -1
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._step += batch - self._last_batch
+        self._last_batch = batch
+        if self._step >= self.steps:
+            self.model.stop_training = True
+
+
+def class_labels(num_classes: int, num_samples: int) -> list[int] | None:
+    """Returns each class in turn, as often as there are samples; None without classes."""
+    return [i % num_classes for i in range(num_samples)] if num_classes else None
+
+
+def _json_number(value: float) -> float | str | None:
+    """Strict JSON has neither infinity nor NaN."""
+    if np.isnan(value):
+        return None
+    return value if np.isfinite(value) else str(value)
+
+
+def _scalars(record: dict) -> dict[str, float]:
+    scalars = {k: record[k] for k in ("loss", "batch_loss", "learning_rate", "seconds_per_step")}
+    if record["stage"]:
+        scalars["curriculum/stage"] = record["stage"]
+    low, high = (float(edge) for edge in record["interval"])
+    scalars |= {"curriculum/interval_low": low, "curriculum/interval_high": high}
+    for number, loss in enumerate(_finite(record["cluster_loss"]), start=1):
+        if loss is not None:
+            scalars[f"cluster_loss/{number:02d}"] = loss
+    return scalars
+
+
+def _finite(values: Sequence[float | str | None]) -> list[float | None]:
+    return [value if isinstance(value, float) else None for value in values]

@@ -1,0 +1,104 @@
+"""Samples from a training run, or from a weights file and its preset, written to disk."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_cdiff.data import save_image_grid, to_uint8
+from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.samplers import sample
+from keras_cdiff.training.callbacks import class_labels
+from keras_cdiff.training.configuration import build_model, build_sampler, resolve
+from keras_cdiff.training.workdir import Workdir, load_network
+
+
+def load_run(workdir: str | os.PathLike) -> tuple[DiffusionModel, dict]:
+    """Returns the trained model of a workdir, and its configuration."""
+    folder = Workdir(workdir)
+    config = folder.config()
+    model = build_model(config)
+    folder.load_weights(model)
+    return model, config
+
+
+def load_weights(
+    weights: str | os.PathLike, preset: str, **changes: object
+) -> tuple[DiffusionModel, dict]:
+    """Returns a preset's model with one weights file as its weights and their average.
+
+    Args:
+        weights: a file that `Workdir.save_weights` wrote.
+        preset: the name of the preset.
+        **changes: arguments of `resolve`, such as image_size and num_classes.
+    """
+    config = resolve(preset, **changes)
+    model = build_model(config)
+    for network in (model.backbone, model.ema_backbone):
+        if network is not None:
+            load_network(network, Path(weights))
+    return model, config
+
+
+def generate(
+    model: DiffusionModel,
+    config: dict,
+    output: str | os.PathLike,
+    *,
+    num_samples: int = 64,
+    seed: int = 0,
+    sampler: str | None = None,
+    num_steps: int | None = None,
+    label: int | Sequence[int] | None = None,
+    guidance: float | None = None,
+    use_ema: bool = True,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Draws samples and writes OUTPUT/samples.png, a grid, and OUTPUT/samples.npz, the images.
+
+    The .npz holds uint8 (N, H, W, C) under the name arr_0, as evaluators of generated images read
+    it.
+
+    Args:
+        model: the trained model.
+        config: its configuration, whose sampler, steps and guidance are the defaults.
+        output: the folder, made if missing.
+        num_samples: N.
+        seed: sample i has the seed `seed` + i.
+        sampler: "ddpm", "ddim" or "heun".
+        num_steps: steps of the sampler.
+        label: class of every sample; None shows all classes in turn.
+        guidance: scale of the guidance.
+        use_ema: whether the averaged weights are used.
+        batch_size: samples drawn at once.
+
+    Returns:
+        The uint8 images.
+    """
+    sampling = config["sampling"]
+    if num_steps is None and sampler in (None, sampling["sampler"]):
+        num_steps = sampling["num_steps"]
+    if label is None:
+        label = class_labels(model.num_classes, num_samples)
+    if guidance is None:
+        guidance = sampling["guidance"] if label is not None else 1.0
+    images = to_uint8(
+        sample(
+            model,
+            num_samples,
+            build_sampler(sampler or sampling["sampler"], num_steps),
+            seed=seed,
+            label=label,
+            guidance=guidance,
+            use_ema=use_ema,
+            batch_size=batch_size,
+        )
+    )
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "writing-samples.npz"
+    np.savez(temporary, arr_0=images)
+    os.replace(temporary, folder / "samples.npz")
+    save_image_grid(images, folder / "samples.png")
+    return images

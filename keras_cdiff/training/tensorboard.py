@@ -1,0 +1,59 @@
+"""TensorBoard events without TensorFlow: scalars and images through tensorboard's own writer."""
+
+import io
+import os
+import time
+
+import numpy as np
+
+
+class TensorBoardWriter:
+    """Writes scalars and images for TensorBoard; the file is made with the first of them.
+
+    Args:
+        folder: the run's folder of events.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = str(folder)
+        self._writer = None
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes one value for each tag."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._write(
+            step, [Summary.Value(tag=tag, simple_value=float(v)) for tag, v in values.items()]
+        )
+
+    def image(self, step: int, tag: str, image: np.ndarray) -> None:
+        """Writes one uint8 image (H, W, C), C being 1, 3 or 4."""
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        buffer = io.BytesIO()
+        height, width, channels = image.shape
+        Image.fromarray(image if channels > 1 else image[..., 0]).save(buffer, format="PNG")
+        picture = Summary.Image(
+            height=height,
+            width=width,
+            colorspace=channels,
+            encoded_image_string=buffer.getvalue(),
+        )
+        self._write(step, [Summary.Value(tag=tag, image=picture)])
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, step: int, values: list) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        if self._writer is None:
+            self._writer = EventFileWriter(self.folder)
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._writer.add_event(event)
+        self._writer.flush()

@@ -1,0 +1,89 @@
+"""Checks of what a user hands to `fit`: arrays once before training, tensors by their static shape
+and dtype.
+"""
+
+import keras
+import numpy as np
+
+_KEYS = ("image", "label", "context", "level", "noise")
+
+
+def check_images(images: np.ndarray, image_shape: tuple[int, int, int]) -> None:
+    """Raises a ValueError unless `images` is a finite float array (N, *image_shape) within [-1,
+    1].
+    """
+    _check_static(images.shape, str(images.dtype), image_shape)
+    if not len(images):
+        raise ValueError(f"`image` must hold at least one image. Received: shape={images.shape}")
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    if not finite.all():
+        raise ValueError(
+            "`image` must be finite. Remove or repair the images that hold NaN or infinity. "
+            f"Received: {np.count_nonzero(~finite)} such images, first at index {np.argmin(finite)}"
+        )
+    # One or three channels are pixels; other counts are latents, whose units only their encoder
+    # knows.
+    limit = 1.001 if image_shape[-1] in (1, 3) else 50.0
+    low, high = float(images.min()), float(images.max())
+    if low < -limit or high > limit:
+        raise ValueError(
+            "`image` must be scaled to [-1, 1], for instance by images / 127.5 - 1 from uint8. "
+            f"Received: values from {low:g} to {high:g}"
+        )
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raises a ValueError unless `labels` is an integer array (N,) of classes or null labels."""
+    labels = np.asarray(labels)
+    _check_label_dtype(str(labels.dtype), num_classes)
+    if labels.size and not 0 <= labels.min() <= labels.max() <= num_classes:
+        raise ValueError(
+            f"`label` must lie in 0..{num_classes - 1}, or be the null label {num_classes}. "
+            f"Received: labels from {labels.min()} to {labels.max()}"
+        )
+
+
+def check_batch(batch: dict, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises a ValueError unless the batch's names, static shapes and dtypes are those that the
+    model takes.
+    """
+    unknown = sorted(set(batch) - set(_KEYS))
+    if "image" not in batch or unknown:
+        raise ValueError(
+            f'A batch must hold "image" and may hold {", ".join(_KEYS[1:])}. '
+            f"Received: keys={sorted(batch)}"
+        )
+    image = batch["image"]
+    _check_static(tuple(image.shape), keras.backend.standardize_dtype(image.dtype), image_shape)
+    label = batch.get("label")
+    if label is not None:
+        _check_label_dtype(keras.backend.standardize_dtype(label.dtype), num_classes)
+
+
+def _check_static(shape: tuple, dtype: str, image_shape: tuple[int, int, int]) -> None:
+    if len(shape) != 4 or any(
+        size not in (None, expected) for size, expected in zip(shape[1:], image_shape, strict=True)
+    ):
+        raise ValueError(
+            f"`image` must have the shape (batch, {', '.join(map(str, image_shape))}), channels "
+            "last. "
+            f"Received: shape={shape}"
+        )
+    if "float" not in dtype:
+        raise ValueError(
+            "`image` must be of a float dtype, scaled to [-1, 1], for instance by images / 127.5 - "
+            "1 "
+            f"from uint8. Received: dtype={dtype}"
+        )
+
+
+def _check_label_dtype(dtype: str, num_classes: int) -> None:
+    if num_classes == 0:
+        raise ValueError(
+            "This model takes no labels: build its backbone with num_classes, or leave labels out. "
+            f"Received: label of dtype {dtype}"
+        )
+    if "int" not in dtype:
+        raise ValueError(
+            f"`label` must be integers in 0..{num_classes - 1}. Received: dtype={dtype}"
+        )

@@ -1,0 +1,391 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_cdiff.data import ArraySource, open_source
+
+pytestmark = pytest.mark.backend_free
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_image(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+def test_importing_the_package_imports_no_reader():
+    readers = ["tensorflow_datasets", "array_record", "grain", "PIL", "matplotlib", "tensorboard"]
+    program = (
+        "import sys, keras; before = set(sys.modules); import keras_cdiff.data; "
+        f"print(sorted(set({readers}) & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
+
+
+# emoji
+
+
+def test_emoji_is_the_default_and_has_everything():
+    source = open_source()
+    assert (source.name, len(source), source.num_classes) == ("emoji", 1636, 8)
+    assert source.class_names[0] == "Activities"
+    assert source.has_captions
+    examples = list(source)
+    assert len(examples) == 1636
+    assert all(e["image"].shape == (32, 32, 3) and e["image"].dtype == np.uint8 for e in examples)
+    assert {int(e["label"]) for e in examples} == set(range(8))
+    (otter,) = [e for e in examples if e["caption"] == "otter"]
+    assert otter["label"].dtype == np.int32
+    assert source.class_names[otter["label"]] == "Animals & Nature"
+
+
+@pytest.mark.parametrize("index", [-1, 1636])
+def test_an_index_outside_is_an_index_error(index):
+    with pytest.raises(IndexError, match=f"1636 examples.*index={index}"):
+        open_source()[index]
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "emojis", "emoji:32", "npz:", "folder:", "tfds:", "images/", "zip:a.zip", None]
+)
+def test_an_unknown_source_is_named(spec):
+    with pytest.raises(ValueError, match=r"npz:PATH.*Received: source=") as caught:
+        open_source(spec)
+    assert str(caught.value).endswith(repr(spec))
+
+
+# npz
+
+
+@pytest.mark.parametrize("key", ["images", "arr_0"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_npz_images_alone(tmp_path, key, channels):
+    images = random_images(5, 4, 6, channels)
+    np.savez_compressed(tmp_path / "a.npz", **{key: images})
+    source = open_source(f"npz:{tmp_path}/a.npz")
+    assert (len(source), source.num_classes, source.class_names) == (5, 0, ())
+    assert not source.has_captions
+    assert source.name == f"npz:{tmp_path}/a.npz"
+    for example, image in zip(source, images, strict=True):
+        assert set(example) == {"image"}
+        assert np.array_equal(example["image"], image)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_npz_with_everything(tmp_path, dtype):
+    arrays = {
+        "images": random_images(3, 4, 4, 3),
+        "labels": np.array([2, 0, 2], dtype),
+        "captions": np.array(["a cat", "", "two dogs"]),
+        "class_names": np.array(["x", "y", "z", "unseen"]),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    source = open_source(f"npz:{tmp_path}/a.npz")
+    assert (source.num_classes, source.class_names) == (4, ("x", "y", "z", "unseen"))
+    assert [e["label"] for e in source] == [2, 0, 2]
+    assert source[0]["label"].dtype == np.int32
+    assert [e["caption"] for e in source] == ["a cat", "", "two dogs"]
+    assert type(source[2]["caption"]) is str
+
+
+def test_labels_without_names_count_from_zero_to_the_largest():
+    source = ArraySource("a", random_images(3, 4, 4, 3), np.array([0, 6, 2]))
+    assert (source.num_classes, source.class_names) == (7, ())
+
+
+FLOATS = np.linspace(-1, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
+IMAGES = random_images(2, 4, 4, 3)
+NAMES = np.array(["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x_train": IMAGES}, r"`images` \(or `arr_0`\).*holds \['x_train'\]"),
+        ({"images": IMAGES[0]}, r"\(N, H, W, C\).*shape \(4, 4, 3\), dtype uint8"),
+        ({"images": IMAGES[..., 0]}, r"images\[\.\.\., None\].*shape \(2, 4, 4\)"),
+        ({"images": random_images(2, 3, 8, 8)}, r"transpose.*shape \(2, 3, 8, 8\)"),
+        ({"images": IMAGES[:0]}, r"at least one image.*shape \(0, 4, 4, 3\)"),
+        ({"images": FLOATS}, r"uint8.*\(images \+ 1\) \* 127.5.*float32, values in \[-1, 1\]"),
+        ({"images": FLOATS * 300}, r"values in \[-300, 300\]"),
+        ({"images": np.where(FLOATS > 0, np.nan, FLOATS)}, "48 values not finite"),
+        ({"images": IMAGES.astype(np.int32)}, "uint8.*dtype int32"),
+        ({"images": IMAGES.astype(object)}, "pickle.*Received: source="),
+        ({"images": IMAGES, "labels": np.array([0.0, 1.0])}, "2 integers.*dtype float64"),
+        ({"images": IMAGES, "labels": np.array([True, False])}, "2 integers.*dtype bool"),
+        ({"images": IMAGES, "labels": np.array([0, 1, 2])}, r"2 integers.*shape \(3,\)"),
+        ({"images": IMAGES, "labels": np.array([[0], [1]])}, r"shape \(2,\).*shape \(2, 1\)"),
+        ({"images": IMAGES, "labels": np.array([-1, 1])}, r"\[0, .*labels in \[-1, 1\]"),
+        ({"images": IMAGES, "labels": np.array([0, 2**40])}, "renumber.*labels in"),
+        (
+            {"images": IMAGES, "labels": np.array([0, 2]), "class_names": NAMES},
+            r"\[0, 2\).*Received: labels in \[0, 2\]",
+        ),
+        ({"images": IMAGES, "class_names": NAMES}, "no labels.*Received: class_names="),
+        ({"images": IMAGES, "class_names": np.arange(2)}, "class names.*strings.*dtype int64"),
+        ({"images": IMAGES, "captions": np.array(["one"])}, r"2 strings.*shape \(1,\)"),
+        ({"images": IMAGES, "captions": np.arange(2)}, "2 strings.*dtype int64"),
+        ({"images": IMAGES, "captions": np.array(["a", "b"], object)}, "saved as objects"),
+    ],
+)
+def test_npz_rejects(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(f"npz:{tmp_path}/a.npz")
+    assert "Received: " in str(caught.value)
+
+
+def test_a_missing_npz_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no such file.*Received: source='npz:.*b\.npz'"):
+        open_source(f"npz:{tmp_path}/b.npz")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
+def test_a_truncated_npz_is_rejected(tmp_path, share):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, images=random_images(50, 8, 8, 3))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"cut off.*Received: source="):
+        open_source(f"npz:{path}")
+
+
+def test_a_damaged_npz_is_rejected(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=random_images(50, 8, 8, 3))
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged.*Received: source="):
+        open_source(f"npz:{path}")
+
+
+def test_an_npy_file_is_no_npz(tmp_path):
+    np.save(tmp_path / "a.npy", IMAGES)
+    with pytest.raises(ValueError, match=r"np\.savez.*Received: source="):
+        open_source(f"npz:{tmp_path}/a.npy")
+
+
+# folder
+
+
+def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
+    images = random_images(4, 5, 7, 3)
+    for name, image in zip(["b/2.png", "b/1.PNG", "a/deep/x.png", "c/y.bmp"], images, strict=True):
+        write_image(tmp_path / name, image)
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    write_image(tmp_path / ".cache" / "z.png", images[0])
+    source = open_source(f"folder:{tmp_path}")
+    assert (source.num_classes, source.class_names) == (3, ("a", "b", "c"))
+    assert [int(e["label"]) for e in source] == [0, 1, 1, 2]
+    for example, image in zip(source, images[[2, 1, 0, 3]], strict=True):
+        assert example["label"].dtype == np.int32
+        assert np.array_equal(example["image"], image)
+
+
+def test_a_flat_folder_has_no_labels_and_keeps_each_images_channels(tmp_path):
+    grey, rgb, rgba = (random_images(4, 6, *tail) for tail in [(), (3,), (4,)])
+    for name, image in [("grey", grey), ("rgb", rgb), ("rgba", rgba)]:
+        write_image(tmp_path / f"{name}.png", image)
+    palette = Image.fromarray(rgb).quantize(8)
+    palette.save(tmp_path / "palette.gif")
+    source = open_source(f"folder:{tmp_path}")
+    assert (source.num_classes, source.class_names, source.has_captions) == (0, (), False)
+    expected = [grey[..., None], np.asarray(palette.convert("RGB")), rgb, rgba]
+    for example, image in zip(source, expected, strict=True):
+        assert set(example) == {"image"}
+        assert example["image"].dtype == np.uint8
+        assert np.array_equal(example["image"], image)
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    image = random_images(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    write_image(tmp_path / "a.png", image, exif=exif)
+    assert np.array_equal(open_source(f"folder:{tmp_path}")[0]["image"], np.rot90(image, -1))
+
+
+def test_metadata_gives_captions_in_its_own_order(tmp_path):
+    images = random_images(2, 4, 4, 3)
+    write_image(tmp_path / "a.png", images[0])
+    write_image(tmp_path / "sub" / "b.png", images[1])
+    text = 'license,file,caption\nx,sub/b.png,"a cat, asleep"\nx,a.png,Ümläut\n'
+    (tmp_path / "metadata.csv").write_text(text, encoding="utf-8-sig")
+    source = open_source(f"folder:{tmp_path}")
+    assert (len(source), source.num_classes, source.has_captions) == (2, 0, True)
+    assert [e["caption"] for e in source] == ["a cat, asleep", "Ümläut"]
+    assert np.array_equal(source[0]["image"], images[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"columns file and caption.*Received: columns=\[\], rows=0"),
+        ("file,caption\n", "a row per image.*rows=0"),
+        ("file_name,text\na.png,hi\n", r"file and caption.*\['file_name', 'text'\]"),
+        ("file,caption\na.png,hi\nb.png,hi\n", "Row 3.*Received: file='b.png'"),
+        ("file,caption\na.png\n", "Row 2.*Received: file='a.png', caption=None"),
+        ("file,caption\na.png,\n", "Row 2.*Received: file='a.png', caption=''"),
+        (b"file,caption\na.png,\xff\n", "UTF-8.*Received: file="),
+    ],
+)
+def test_metadata_rejects(tmp_path, text, message):
+    write_image(tmp_path / "a.png", IMAGES[0])
+    (tmp_path / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        open_source(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], r"must hold images \(\.png"),
+        (["notes.txt", "sub/notes.txt"], "must hold images"),
+        (["a/1.png", "2.png"], "either all in class subfolders.*'2.png' beside them"),
+        (["a/1.png", "b/notes.txt"], r"each holding some.*no image in \['b'\]"),
+    ],
+)
+def test_a_folder_laid_out_otherwise_is_rejected(tmp_path, files, message):
+    for name in files:
+        if name.endswith(".txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("")
+        else:
+            write_image(tmp_path / name, IMAGES[0])
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(f"folder:{tmp_path}")
+    assert str(caught.value).endswith(f"Received: folder={str(tmp_path)!r}")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no such folder.*Received: folder='.*b'"):
+        open_source(f"folder:{tmp_path}/b")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.7])
+def test_a_truncated_image_is_found_up_front(tmp_path, suffix, share):
+    image = random_images(40, 40, 3)
+    write_image(tmp_path / f"good.{suffix}", image)
+    assert len(open_source(f"folder:{tmp_path}")) == 1
+    content = (tmp_path / f"good.{suffix}").read_bytes()
+    (tmp_path / f"bad.{suffix}").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=rf"cannot read.*Received: file='.*bad\.{suffix}'"):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_a_damaged_png_and_a_file_of_text_are_found_up_front(tmp_path):
+    write_image(tmp_path / "bad.png", random_images(40, 40, 3))
+    content = bytearray((tmp_path / "bad.png").read_bytes())
+    content[1000] ^= 255
+    for damaged in (content, b"not an image"):
+        (tmp_path / "bad.png").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"cannot read.*Received: file='.*bad\.png'"):
+            open_source(f"folder:{tmp_path}")
+
+
+def test_a_jpeg_with_bytes_after_its_end_is_whole(tmp_path):
+    write_image(tmp_path / "a.jpg", random_images(40, 40, 3))
+    with open(tmp_path / "a.jpg", "ab") as file:
+        file.write(b"\0\0\0")
+    assert open_source(f"folder:{tmp_path}")[0]["image"].shape == (40, 40, 3)
+
+
+def test_more_than_eight_bits_are_rejected(tmp_path):
+    write_image(tmp_path / "a.png", np.full((4, 4), 40000, np.uint16))
+    with pytest.raises(
+        ValueError, match=r"8 bits.*Received: file='.*a\.png' of Pillow mode 'I;16'"
+    ):
+        open_source(f"folder:{tmp_path}")
+
+
+# tfds
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory):
+    """Prepared TFDS data sets: `tiny_shapes`, `tiny_text` and, as tfrecord, `tiny_records`."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+
+    def prepare(class_name, features, examples, file_format="array_record"):
+        class Builder(tfds.core.GeneratorBasedBuilder):
+            name = class_name
+            code_path = None  # where TFDS would look for checksums of downloads
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                features_dict = tfds.features.FeaturesDict(features)
+                return tfds.core.DatasetInfo(builder=self, features=features_dict)
+
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples(split) for split in examples}
+
+            def _generate_examples(self, split):
+                yield from enumerate(examples[split])
+
+        Builder(data_dir=folder, file_format=file_format).download_and_prepare()
+
+    labelled = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["disc", "square"]),
+    }
+    images = random_images(6, 5, 4, 3)
+    known = [{"image": image, "label": n % 2} for n, image in enumerate(images)]
+    withheld = [{"image": image, "label": -1} for image in images]
+    prepare("tiny_shapes", labelled, {"train": known, "hidden": withheld})
+    prepare("tiny_records", labelled, {"train": known}, file_format="tfrecord")
+    prepare("tiny_text", {"text": tfds.features.Text()}, {"train": [{"text": "a"}]})
+    return folder, {image.tobytes(): n % 2 for n, image in enumerate(images)}
+
+
+@pytest.mark.parametrize(("split", "length"), [("", 6), (":train", 6), (":train[:50%]", 3)])
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_tfds_reads_a_prepared_build(tfds_folder, monkeypatch, split, length, by_environment):
+    folder, label_of = tfds_folder
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder) if by_environment else "elsewhere")
+    data_dir = None if by_environment else folder
+    source = open_source(f"tfds:tiny_shapes{split}", data_dir=data_dir)
+    assert (len(source), source.num_classes) == (length, 2)
+    assert source.class_names == ("disc", "square")
+    assert source.name == f"tfds:tiny_shapes{split}"
+    assert not source.has_captions
+    examples = list(source)
+    assert len({e["image"].tobytes() for e in examples}) == length
+    for example in examples:
+        assert set(example) == {"image", "label"}
+        assert example["image"].shape == (5, 4, 3)
+        assert example["image"].dtype == np.uint8
+        assert example["label"].dtype == np.int32
+        assert example["label"] == label_of[example["image"].tobytes()]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "cifar10",
+            r"Prepare it.*tfds\.builder\('cifar10', data_dir='.*file_format='array_record'",
+        ),
+        ("tiny_shapes/large", "Prepare it.*tiny_shapes/large"),
+        ("tiny_shapes:test", r"takes .* a split.*one of .*'hidden'"),
+        ("tiny_shapes:train[:half]", "a split of the data set.*Received: source="),
+        ("tiny shapes", "takes Python names.*Received: source="),
+        ("tiny_shapes:train[:0%]", "not empty.*Received: source="),
+        ("tiny_shapes:hidden", r"\[0, 2\).*Received: label=-1 at index 0"),
+        ("tiny_records", "array_record format.*without another format"),
+        ("tiny_text", "feature `image`.*'text'"),
+    ],
+)
+def test_tfds_rejects(tfds_folder, name, message):
+    with pytest.raises(ValueError, match=rf"(?s){message}") as caught:
+        open_source(f"tfds:{name}", data_dir=tfds_folder[0])
+    assert "Received: " in str(caught.value)

@@ -1,0 +1,117 @@
+"""A small network and exact denoisers for the samplers' tests."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.ema import FixedDecay
+from keras_cdiff.objectives import LogNormalSigma, UniformTimesteps
+from keras_cdiff.parameterizations import EDMPreconditioning, Epsilon
+from keras_cdiff.schedules import EDM, LinearBeta
+
+
+@keras.saving.register_keras_serializable("samplers_tests")
+class SmallNetwork(keras.Model):
+    """Mixes channels, level, label and context; counts how often Python runs it."""
+
+    def __init__(self, image_size=4, channels=4, out_channels=None, num_classes=3, dtype=None):
+        super().__init__(dtype=dtype, autocast=False)
+        self.image_size = image_size
+        self.channels = channels
+        self.out_channels = out_channels or channels
+        self.num_classes = num_classes
+        self.mix = keras.layers.Dense(self.out_channels, dtype=dtype)
+        self.mix.build((None, channels + 1))
+        if num_classes:
+            self.embedding = keras.layers.Embedding(num_classes + 1, self.out_channels)
+            self.embedding.build()
+        self.built = True
+        self.num_calls = 0
+
+    def call(self, x, level, label=None, context=None, augment=None, training=False):
+        self.num_calls += 1
+        told = ops.sin(ops.reshape(level, (-1, 1, 1, 1)))
+        told = ops.broadcast_to(told, (*ops.shape(x)[:3], 1))
+        output = ops.cast(self.mix(ops.concatenate([x, told], axis=-1)), "float32")
+        if label is not None:
+            output = output + self.embedding(label)[:, None, None, :]
+        if context is not None:
+            output = output + ops.mean(context, axis=(1, 2))[:, None, None, None]
+        return output
+
+    def get_config(self):
+        return {
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "out_channels": self.out_channels,
+            "num_classes": self.num_classes,
+            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
+        }
+
+
+@pytest.fixture
+def small_model():
+    """A function that builds a compiled model of a small network: kind "timesteps" or "edm"."""
+
+    def build(kind="timesteps", ema=0.5, learned_variance=False, **network):
+        if learned_variance:
+            network["out_channels"] = 2 * network.get("channels", 4)
+        parts = {
+            "timesteps": (LinearBeta(100), Epsilon(learned_variance), UniformTimesteps(100)),
+            "edm": (EDM(), EDMPreconditioning(), LogNormalSigma()),
+        }[kind]
+        average = None if ema is None else FixedDecay(ema)
+        model = DiffusionModel(SmallNetwork(**network), *parts, ema=average)
+        model.compile(optimizer=keras.optimizers.SGD(0.1))
+        return model
+
+    return build
+
+
+@pytest.fixture
+def epsilon_denoiser():
+    """A function: (schedule, eps(x, level)) -> denoiser of a network that predicts the noise."""
+
+    def build(schedule, network, learned_variance=None):
+        def denoise(x, level):
+            alpha, sigma = (float(v) for v in schedule.alpha_sigma(np.array(level)))
+            variance = None if learned_variance is None else learned_variance(x, level)
+            return {"clean": (x - sigma * network(x, level)) / alpha, "variance": variance}
+
+        return denoise
+
+    return build
+
+
+class GaussianData:
+    """Pixels drawn from N(mean, deviation^2), for which the best denoiser is known."""
+
+    mean, deviation = 0.3, 0.4
+
+    def clean_weights(self, alpha, sigma):
+        """Of E[x_0 | x] = a + b x."""
+        total = (alpha * self.deviation) ** 2 + sigma**2
+        return self.mean * sigma**2 / total, alpha * self.deviation**2 / total
+
+    def denoiser(self, schedule):
+        def denoise(x, level):
+            a, b = self.clean_weights(*schedule.alpha_sigma(np.array(level)))
+            return {"clean": float(a) + float(b) * x, "variance": None}
+
+        return denoise
+
+    def flow(self, x, start, end):
+        """The probability-flow ODE's exact solution from (alpha, sigma) `start` to `end`."""
+
+        def scale(alpha, sigma):
+            return np.sqrt((alpha * self.deviation) ** 2 + sigma**2)
+
+        standard = (x - start[0] * self.mean) / scale(*start)
+        return end[0] * self.mean + scale(*end) * standard
+
+
+@pytest.fixture
+def gaussian_data():
+    return GaussianData()
