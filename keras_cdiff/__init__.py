@@ -2,7 +2,7 @@
 
 from keras_cdiff import (
     backbones,
-    # convert,
+    convert,
     curriculum,
     data,
     ema,

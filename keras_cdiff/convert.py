@@ -24,7 +24,7 @@ _DIT_DEFAULTS = {
 
 
 class _Entry(NamedTuple):
-    """Where an entry of a state dict goes: its variable, its official shape, its change of layout."""
+    """Where an entry of a state dict goes: variable, official shape, change of layout."""
 
     variable: keras.Variable
     shape: tuple[int, ...]
@@ -45,8 +45,8 @@ def dit_from_official(state_dict: Mapping[str, np.ndarray], **constructor: objec
         The network; with learn_sigma its output has the variance's channels behind the image's.
 
     Raises:
-        ValueError: if an argument is unknown, or naming every entry that is missing, not expected or
-            of another shape.
+        ValueError: if an argument is unknown, or naming every entry that is missing, unexpected
+            or of another shape.
     """
     unknown = sorted(set(constructor) - set(_DIT_DEFAULTS))
     if unknown:
@@ -97,7 +97,7 @@ def _check(state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int,
     ]
     if problems:
         raise ValueError(
-            "The state dict must be that of the network which the constructor's arguments describe. "
+            "The state dict must be that of the network that the constructor's arguments describe. "
             f"Received: {'; '.join(problems)}"
         )
 
@@ -131,6 +131,8 @@ def _dit_entries(network: DiT) -> dict[str, _Entry]:
         dense_layers[f"blocks.{i}.mlp.fc1"] = block.hidden
         dense_layers[f"blocks.{i}.mlp.fc2"] = block.projection
     for name, dense in dense_layers.items():
-        entries[f"{name}.weight"] = _Entry(dense.kernel, tuple(dense.kernel.shape)[::-1], np.transpose)
+        entries[f"{name}.weight"] = _Entry(
+            dense.kernel, tuple(dense.kernel.shape)[::-1], np.transpose
+        )
         entries[f"{name}.bias"] = _Entry(dense.bias, tuple(dense.bias.shape))
     return entries

@@ -5,7 +5,7 @@ and dtype.
 import keras
 import numpy as np
 
-_KEYS = ("image", "label", "context", "level", "noise")
+_NAMES = ("image", "label", "context", "level", "noise")
 
 
 def check_images(images: np.ndarray, image_shape: tuple[int, int, int]) -> None:
@@ -43,16 +43,18 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def check_batch(batch: dict, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raises a ValueError unless the batch's names, static shapes and dtypes are those that the
-    model takes.
-    """
-    unknown = sorted(set(batch) - set(_KEYS))
-    if "image" not in batch or unknown:
+def check_names(batch: dict) -> None:
+    """Raises a ValueError unless the batch holds "image", and nothing that is unknown."""
+    if "image" not in batch or not set(batch) <= set(_NAMES):
         raise ValueError(
-            f'A batch must hold "image" and may hold {", ".join(_KEYS[1:])}. '
+            f'A batch must hold "image" and may hold {", ".join(_NAMES[1:])}. '
             f"Received: keys={sorted(batch)}"
         )
+
+
+def check_batch(batch: dict, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises a ValueError unless names, static shapes and dtypes are those that the model takes."""
+    check_names(batch)
     image = batch["image"]
     _check_static(tuple(image.shape), keras.backend.standardize_dtype(image.dtype), image_shape)
     label = batch.get("label")
@@ -66,14 +68,12 @@ def _check_static(shape: tuple, dtype: str, image_shape: tuple[int, int, int]) -
     ):
         raise ValueError(
             f"`image` must have the shape (batch, {', '.join(map(str, image_shape))}), channels "
-            "last. "
-            f"Received: shape={shape}"
+            f"last. Received: shape={shape}"
         )
     if "float" not in dtype:
         raise ValueError(
-            "`image` must be of a float dtype, scaled to [-1, 1], for instance by images / 127.5 - "
-            "1 "
-            f"from uint8. Received: dtype={dtype}"
+            "`image` must be of a float dtype, scaled to [-1, 1], for instance by "
+            f"images / 127.5 - 1 from uint8. Received: dtype={dtype}"
         )
 
 

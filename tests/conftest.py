@@ -44,3 +44,52 @@ def fresh_state():
     """Each test starts with the float32 policy and a fixed global seed."""
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def make_model():
+    """A function: "edm" or "ddpm" -> a tiny DiT model of that process on 8 x 8 images."""
+    from keras_cdiff import DiffusionModel, backbones, ema, objectives, parameterizations, schedules
+
+    default_average = ema.FixedDecay(0.9)
+
+    def make(kind="edm", *, seed=0, average=default_average, parameterization=None, **network):
+        network = {
+            "image_size": 8,
+            "width": 16,
+            "depth": 1,
+            "num_heads": 2,
+            "num_classes": 3,
+            **network,
+        }
+        if kind == "edm":
+            schedule, objective = schedules.EDM(), objectives.LogNormalSigma()
+            parameterization = parameterization or parameterizations.EDMPreconditioning(0.5)
+        else:
+            schedule, objective = schedules.LinearBeta(100), objectives.UniformTimesteps(100)
+            parameterization = parameterization or parameterizations.Epsilon()
+        if parameterization.learned_variance:
+            network["out_channels"] = 6
+        network = backbones.DiT(**network)
+        return DiffusionModel(
+            network, schedule, parameterization, objective, ema=average, seed=seed
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def batch():
+    """Smooth images (16, 8, 8, 3) in [-1, 1] and labels (16,) of three classes."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.meshgrid(*[np.linspace(-1, 1, 8)] * 2, indexing="ij")
+    patterns = np.stack([np.ones((8, 8)), rows, columns])
+    weights = rng.normal(size=(16, 3, 3))
+    images = np.tanh(np.einsum("nkc,kij->nijc", weights, patterns)).astype("float32")
+    return images, rng.integers(0, 3, 16).astype("int32")
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Arguments of compile() that make the tiny models of the tests compile fast."""
+    return {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}

@@ -8,6 +8,7 @@ import re
 import keras
 from keras import ops
 
+from keras_cdiff.backbones.inputs import check_inputs
 from keras_cdiff.backbones.layers import (
     SelfAttention,
     TimestepEmbedding,
@@ -71,8 +72,8 @@ class DiTBlock(keras.layers.Layer):
 class DiT(keras.Model):
     """Diffusion transformer with adaLN-Zero conditioning on the noise level and a class label.
 
-    Initialised as its paper describes; the output is exactly zero at the start. The noise level, its
-    embedding, the label's embedding and the output are float32 under every dtype policy.
+    Initialised as its paper describes: at the start the output is exactly zero. Noise level, output
+    and the embeddings of level and label are float32 under every dtype policy.
 
     Args:
         image_size: height and width of an image, a multiple of `patch_size`.
@@ -93,9 +94,10 @@ class DiT(keras.Model):
 
     Call arguments:
         x: (B, H, W, C) noisy images, float.
-        level: (B,) what the network is told of the noise level: a timestep, whole or not, or c_noise.
-        label: (B,) int class labels; `num_classes` is the null label, and None stands for it. Labels
-            beyond it cannot be detected inside a compiled step.
+        level: (B,) what the network is told of the noise level: a timestep, whole or fractional, or
+            c_noise.
+        label: (B,) int class labels; `num_classes` is the null label, and None stands for it. A
+            label beyond it cannot be detected inside a compiled step.
         context, augment: must be None, this network takes neither.
         training: whether labels are dropped.
 
@@ -124,6 +126,21 @@ class DiT(keras.Model):
     ):
         # Keras would cast the noise level to the compute dtype; activations are cast by hand.
         super().__init__(autocast=False, dtype=dtype, name=name, trainable=trainable)
+        sizes = {
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "channels": channels,
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+        }
+        for key, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"`{key}` must be at least 1. Received: {key}={size}")
+        if num_classes < 0:
+            raise ValueError(
+                f"`num_classes` must be at least 0. Received: num_classes={num_classes}"
+            )
         if image_size % patch_size:
             raise ValueError(
                 "`image_size` must be a multiple of `patch_size`. "
@@ -179,7 +196,7 @@ class DiT(keras.Model):
 
     @classmethod
     def from_name(cls, name: str, image_size: int, **overrides: object) -> "DiT":
-        """Builds the network with a published name, such as "DiT-XL/2": its size, then its patch size.
+        """Builds the network of a published name, such as "DiT-XL/2": size, then patch size.
 
         Args:
             name: DiT-S, DiT-B, DiT-L or DiT-XL, followed by /2, /4 or /8.
@@ -228,7 +245,12 @@ class DiT(keras.Model):
         augment: None = None,
         training: bool = False,
     ) -> Tensor:
-        self._check_inputs(x, level, label, context, augment)
+        check_inputs(self, x, level, label)
+        if context is not None or augment is not None:
+            raise ValueError(
+                "A DiT takes neither `context` nor `augment`: leave them out. "
+                f"Received: context={context}, augment={augment}"
+            )
         tokens = self.embed_patches(x)
         condition = ops.cast(self.condition(level, label, training), self.compute_dtype)
         for block in self.blocks:
@@ -245,10 +267,18 @@ class DiT(keras.Model):
         patches = ops.reshape(patches, (-1, g * g, p * p * self.channels))
         return self.patch_embedding(patches) + ops.cast(self.positions, self.compute_dtype)
 
-    def condition(self, level: Tensor, label: Tensor | None = None, training: bool = False) -> Tensor:
+    def condition(
+        self, level: Tensor, label: Tensor | None = None, training: bool = False
+    ) -> Tensor:
         """Returns SiLU of the sum of the embeddings of level and label, (B, width) float32."""
         embedding = self.level_embedding(level)
         if self.label_embedding is not None:
+            if label is None and self.label_dropout == 0:
+                raise ValueError(
+                    "Without `label` the network uses the null label, which exists only with "
+                    "label_dropout > 0: give `label`, or build with label_dropout > 0. "
+                    f"Received: label=None, label_dropout={self.label_dropout}"
+                )
             if label is None:
                 label = ops.full_like(level, self.num_classes, dtype="int32")
             elif training and self.label_dropout > 0:
@@ -262,44 +292,6 @@ class DiT(keras.Model):
         g, p, c = self.grid, self.patch_size, self.out_channels
         pixels = ops.transpose(ops.reshape(patches, (-1, g, g, p, p, c)), (0, 1, 3, 2, 4, 5))
         return ops.reshape(pixels, (-1, g * p, g * p, c))
-
-    def _check_inputs(
-        self, x: Tensor, level: Tensor, label: Tensor | None, context: object, augment: object
-    ) -> None:
-        shape, dtype = tuple(x.shape), keras.backend.standardize_dtype(x.dtype)
-        expected = (self.image_size, self.image_size, self.channels)
-        if len(shape) != 4 or shape[1:] != expected:
-            raise ValueError(
-                f"`x` must have the shape (batch, {', '.join(map(str, expected))}), channels last. "
-                f"Received: x.shape={shape}"
-            )
-        if not keras.backend.is_float_dtype(dtype):
-            raise ValueError(
-                "`x` must be float, noise included; scale pixels to [-1, 1] by x / 127.5 - 1. "
-                f"Received: x.dtype={dtype}"
-            )
-        if len(level.shape) != 1:
-            raise ValueError(
-                "`level` must have the shape (batch,), one noise level for each image. "
-                f"Received: level.shape={tuple(level.shape)}"
-            )
-        if context is not None or augment is not None:
-            raise ValueError(
-                "A DiT takes neither `context` nor `augment`: leave them out. Received: "
-                f"{'context' if context is not None else 'augment'} of shape "
-                f"{(context if context is not None else augment).shape}"
-            )
-        if self.num_classes == 0 and label is not None:
-            raise ValueError(
-                "This network takes no labels: build it with num_classes, or leave `label` out. "
-                f"Received: label of shape {tuple(label.shape)}"
-            )
-        if label is None and self.num_classes and self.label_dropout == 0:
-            raise ValueError(
-                "Without `label` the network uses the null label, which exists only with "
-                "label_dropout > 0: give `label`, or build with label_dropout > 0. "
-                f"Received: label=None, label_dropout={self.label_dropout}"
-            )
 
     def get_config(self) -> dict:
         names = (

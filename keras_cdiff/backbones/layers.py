@@ -1,5 +1,7 @@
 """Layers shared by the backbones: dense layers over tokens, embeddings, attention, modulation."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -98,8 +100,8 @@ class TimestepEmbedding(keras.layers.Layer):
 
     def call(self, level: Tensor) -> Tensor:
         half = self.num_frequencies // 2
-        frequencies = _MAX_PERIOD ** -np.linspace(0.0, 1.0, half, endpoint=False)
-        angles = ops.cast(level, "float32")[:, None] * frequencies.astype("float32")
+        exponents = ops.arange(half, dtype="float32") * (-math.log(_MAX_PERIOD) / half)
+        angles = ops.cast(level, "float32")[:, None] * ops.exp(exponents)
         waves = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
         return self.projection(self.hidden(waves))
 

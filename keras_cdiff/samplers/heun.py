@@ -7,6 +7,8 @@ import numpy as np
 
 from keras_cdiff.samplers.sampler import Denoise, Sampler
 
+_NO_SIGNAL = 1000.0  # sigma / alpha
+
 
 @keras.saving.register_keras_serializable("keras_cdiff")
 class Heun(Sampler):
@@ -18,8 +20,9 @@ class Heun(Sampler):
         x_Euler = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) D
         x_s     = x_Euler + alpha_s / 2 (sigma_t alpha_s / (alpha_t sigma_s) - 1) (D' - D)
 
-    The last step, to the clean image, is Euler's alone, as is one that starts without any signal
-    (alpha_t = 0).
+    The last step, to the clean image, is Euler's alone, as is one that starts with next to no
+    signal (sigma_t > 1000 alpha_t, such as the last timestep of `Cosine`): the slope there holds
+    over far less than a step, and the correction would swamp the image.
 
     Args:
         num_steps: number of steps n, that is 2 n - 1 network calls; or counts by section; see
@@ -44,12 +47,12 @@ class Heun(Sampler):
     def coefficients(
         self, alpha: np.ndarray, sigma: np.ndarray, next_alpha: np.ndarray, next_sigma: np.ndarray
     ) -> dict[str, np.ndarray]:
-        signal = alpha * next_sigma
-        corrected = signal > 0.0
-        ratio = np.divide(sigma * next_alpha, signal, out=np.ones_like(signal), where=corrected)
+        corrected = (next_sigma > 0.0) & (sigma <= _NO_SIGNAL * alpha)
+        ratio = np.ones_like(alpha)
+        np.divide(sigma * next_alpha, alpha * next_sigma, out=ratio, where=corrected)
         return {
             "x_weight": next_sigma / sigma,
-            "clean_weight": next_alpha - signal / sigma,
+            "clean_weight": next_alpha - alpha * next_sigma / sigma,
             "correction": 0.5 * next_alpha * (ratio - 1.0),
         }
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_cdiff.samplers.ddim import DDIM
 from keras_cdiff.samplers.estimator import estimator
@@ -28,13 +29,14 @@ def sample(
 ) -> np.ndarray:
     """Draws images from a model.
 
-    Sample i is a function of its own seed, label and context: neither the batch size nor its place
-    changes it, and its noise is the same on every backend.
+    Sample i is a function of its own seed, label and context: beyond rounding neither the batch
+    size nor its place changes it, and its noise is the same on every backend.
 
     Args:
         model: a `DiffusionModel`.
         num_samples: number of images N >= 1.
-        sampler: how; by default `DDIM(50)` on discrete timesteps and `Heun(18)` otherwise.
+        sampler: how; by default `DDIM(50)` on discrete timesteps, with estimates clamped for images
+            of 1 or 3 channels but not for latents, and `Heun(18)` on other schedules.
         seed: seed of the first sample, the others follow by ones; or N seeds; >= 0.
         label: class of all samples or N classes, each in 0..num_classes, where num_classes is the
             null label. None: the null label.
@@ -53,8 +55,7 @@ def sample(
     """
     _check_count("num_samples", num_samples)
     _check_count("batch_size", batch_size)
-    if sampler is None:
-        sampler = DDIM() if isinstance(model.schedule, DiscreteSchedule) else Heun()
+    sampler = sampler or _default_sampler(model)
     guidance = Guidance.of(guidance)
     use_ema = use_ema and model.ema_backbone is not None
     seeds = _seeds(seed, num_samples)
@@ -81,8 +82,14 @@ def sample(
             x, _ = step
             if bar is not None:
                 bar.add(1)
-        images[batch] = keras.ops.convert_to_numpy(x)[: batch.stop - start]
+        images[batch] = ops.convert_to_numpy(x)[: batch.stop - start]
     return images
+
+
+def _default_sampler(model: keras.Model) -> Sampler:
+    if isinstance(model.schedule, DiscreteSchedule):
+        return DDIM(50, clip=model.image_shape[-1] in (1, 3))
+    return Heun(18)
 
 
 def _denoise(network: keras.Model, condition: dict, guidance: Guidance) -> Denoise:
@@ -94,6 +101,7 @@ def _denoise(network: keras.Model, condition: dict, guidance: Guidance) -> Denoi
     def denoise(x: object, level: float) -> dict:
         levels = np.full(len(x), level, dtype="float32")
         estimate = network.predict_on_batch({"x": x, "level": levels, **inputs})
+        estimate = {name: ops.convert_to_tensor(value) for name, value in estimate.items()}
         return {"variance": None, **estimate}
 
     return denoise

@@ -150,10 +150,13 @@ class Sampler(abc.ABC):
         """
         table = self.table(schedule)
         num_steps = len(table["level"])
+        x = ops.convert_to_tensor(x, dtype="float32")
         clean = ops.zeros_like(x)
         for i in range(num_steps):
             row = {name: float(column[i]) for name, column in table.items()}
-            noise = draw_noise() if self.needs_noise else None
+            noise = None
+            if self.needs_noise:
+                noise = ops.convert_to_tensor(draw_noise(), dtype="float32")
             x, clean = self.step(denoise, x, clean, row, noise, last=i == num_steps - 1)
             yield x, clean
 

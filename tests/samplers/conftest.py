@@ -9,7 +9,7 @@ from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.ema import FixedDecay
 from keras_cdiff.objectives import LogNormalSigma, UniformTimesteps
 from keras_cdiff.parameterizations import EDMPreconditioning, Epsilon
-from keras_cdiff.schedules import EDM, LinearBeta
+from keras_cdiff.schedules import EDM, LinearBeta, Schedule
 
 
 @keras.saving.register_keras_serializable("samplers_tests")
@@ -25,7 +25,7 @@ class SmallNetwork(keras.Model):
         self.mix = keras.layers.Dense(self.out_channels, dtype=dtype)
         self.mix.build((None, channels + 1))
         if num_classes:
-            self.embedding = keras.layers.Embedding(num_classes + 1, self.out_channels)
+            self.embedding = keras.layers.Embedding(num_classes + 1, self.out_channels, dtype=dtype)
             self.embedding.build()
         self.built = True
         self.num_calls = 0
@@ -83,6 +83,28 @@ def epsilon_denoiser():
         return denoise
 
     return build
+
+
+class StraightLine(Schedule):
+    """x_t = (1 - t) x_0 + t eps: starts without any signal and ends without any noise."""
+
+    @property
+    def bounds(self):
+        return 0.0, 1.0
+
+    def alpha_sigma(self, level):
+        return 1.0 - level, level
+
+    def alpha(self, level):
+        return 1.0 - level
+
+    def sigma(self, level):
+        return level
+
+
+@pytest.fixture
+def straight_line():
+    return StraightLine()
 
 
 class GaussianData:

@@ -112,8 +112,8 @@ def test_small_variance_is_ddim_with_eta_one(gaussian_data, schedule):
 def test_learned_variance_by_default_if_there_is_one():
     sampler = DDPM(5)
     row = {k: float(v[0]) for k, v in sampler.table(LinearBeta(100)).items()}
-    x = np.zeros((1, 2, 2, 1), "float32")
-    noise = np.ones_like(x)
+    x = ops.zeros((1, 2, 2, 1))
+    noise = ops.ones_like(x)
 
     def end(sampler, variance):
         estimate = {"clean": x, "variance": variance}

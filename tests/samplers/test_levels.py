@@ -62,6 +62,10 @@ def test_one_continuous_step_starts_at_sigma_max():
     assert Heun(1).levels(EDM()).tolist() == [80.0]
 
 
+def test_continuous_levels_without_noise_at_the_end_are_even(straight_line):
+    np.testing.assert_allclose(Heun(4).levels(straight_line), [1.0, 0.75, 0.5, 0.25])
+
+
 def test_levels_can_be_listed():
     assert DDIM(spacing=[90, 40, 3]).levels(LinearBeta(100)).tolist() == [90.0, 40.0, 3.0]
     assert Heun(spacing=(5.0, 0.1)).levels(EDM()).tolist() == [5.0, 0.1]

@@ -87,6 +87,7 @@ def test_dit(golden, official_run, name, sampler, guidance):
 
     def denoise(x, level):
         levels = np.full(num_samples, level, "float32")
-        return network.predict_on_batch({"x": x, "level": levels, **condition})
+        estimate = network.predict_on_batch({"x": x, "level": levels, **condition})
+        return {name: ops.convert_to_tensor(value) for name, value in estimate.items()}
 
     check(sampler, denoise, run, model.schedule, num_samples, 1e-3, 5e-3)

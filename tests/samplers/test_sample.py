@@ -13,7 +13,7 @@ QUIET = {"progress": False}
 
 def assert_close(actual, expected):
     # Relative to the largest value, which an untrained network lets grow.
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def training_batch(model, seed=0):
@@ -28,7 +28,7 @@ def by_hand(model, num_samples, sampler, seeds, use_ema=True, **condition):
 
     def draw():
         blocks = [g.standard_normal(model.image_shape, dtype="float32") for g in draws]
-        return ops.convert_to_tensor(np.stack(blocks))
+        return np.stack(blocks)
 
     def denoise(x, level):
         return model.estimate(x, level, use_ema=use_ema, **condition)
@@ -131,11 +131,12 @@ def test_context_of_all_or_of_each(small_model):
 
 
 def test_default_sampler(small_model):
-    edm, timesteps = small_model("edm"), small_model()
-    np.testing.assert_array_equal(sample(edm, 1, **QUIET), sample(edm, 1, Heun(18), **QUIET))
-    np.testing.assert_array_equal(
-        sample(timesteps, 1, **QUIET), sample(timesteps, 1, DDIM(50), **QUIET)
-    )
+    for model, sampler in (
+        (small_model("edm"), Heun(18)),
+        (small_model(channels=3), DDIM(50)),
+        (small_model(channels=4), DDIM(50, clip=False)),
+    ):
+        np.testing.assert_array_equal(sample(model, 1, **QUIET), sample(model, 1, sampler, **QUIET))
 
 
 def test_nothing_compiles_twice(small_model):
