@@ -30,7 +30,7 @@ DIT_SIZES = {
 def _dit_imagenet256(size: str, patch_size: int) -> dict:
     """DiT on 32 x 32 x 4 latents of 256 x 256 ImageNet, as in section 4 of its paper."""
     return {
-        "description": f"DiT-{size.upper()}/{patch_size}, class-conditional, ImageNet 256 x 256 latents.",
+        "description": f"DiT-{size.upper()}/{patch_size} on latents of ImageNet 256 x 256.",
         "source": "Peebles and Xie, 2023, section 4; facebookresearch/DiT",
         "model": {
             "backbone": {
@@ -51,6 +51,7 @@ def _dit_imagenet256(size: str, patch_size: int) -> dict:
         "data": "latents:PATH",
         "training": {
             "learning_rate": 1e-4,
+            "learning_rate_schedule": "constant",
             "warmup_steps": 0,
             "weight_decay": 0.0,
             "batch_size": 256,
@@ -93,15 +94,16 @@ def _dit_emoji16() -> dict:
         "data": "emoji",
         "training": {
             "learning_rate": 2e-3,
+            "learning_rate_schedule": "cosine",
             "warmup_steps": 100,
             "weight_decay": 0.0,
             "batch_size": 32,
-            "steps": 1800,
+            "steps": 2400,
             "horizontal_flip": False,
         },
         # Short runs need fewer clusters and less patience: 20 clusters at patience 200 cost about
         # 7,000 steps.
-        "curriculum": {"clusters": "quantile", "num_clusters": 5, "patience": 40},
+        "curriculum": {"clusters": "quantile", "num_clusters": 5, "patience": 25},
         "sampling": {"sampler": "heun", "num_steps": 18, "guidance": 1.0},
     }
 

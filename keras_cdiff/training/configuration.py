@@ -96,13 +96,19 @@ def build_model(config: dict) -> DiffusionModel:
 
 
 def build_optimizer(config: dict) -> keras.optimizers.Optimizer:
-    """Returns AdamW with a linear warm-up to a constant learning rate."""
+    """Returns AdamW with a linear warm-up to a rate that stays, or falls to zero as a cosine."""
     training = config["training"]
-    rate = training["learning_rate"]
-    if training["warmup_steps"]:
-        # Keras' own warm-up comes with a cosine decay; with alpha = 1 it decays to the rate itself.
+    warmup, rate = training["warmup_steps"], training["learning_rate"]
+    cosine = training["learning_rate_schedule"] == "cosine"
+    if warmup or cosine:
+        # The warm-up of Keras comes with a cosine decay; with alpha = 1 that stays where it is.
+        steps = max(training["steps"] - warmup, 1)
         rate = keras.optimizers.schedules.CosineDecay(
-            0.0, 1, alpha=1.0, warmup_target=rate, warmup_steps=training["warmup_steps"]
+            initial_learning_rate=0.0 if warmup else rate,
+            decay_steps=steps,
+            alpha=0.0 if cosine else 1.0,
+            warmup_target=rate if warmup else None,
+            warmup_steps=warmup,
         )
     return keras.optimizers.AdamW(rate, weight_decay=training["weight_decay"])
 
