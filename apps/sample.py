@@ -11,13 +11,15 @@ Examples:
   python apps/sample.py --preset=dit_emoji16 --weights=ema.weights.h5 --output=samples
 """
 
+import importlib.util
 import os
+import sys
 
 from absl import app, flags
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Folder of a training run.")
+flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
 flags.DEFINE_string("weights", None, "A weights file, instead of --workdir; needs --preset.")
 flags.DEFINE_string("preset", None, "The preset that --weights were trained with.")
 flags.DEFINE_integer("image_size", None, "The image size of --weights.", lower_bound=1)
@@ -31,22 +33,35 @@ flags.DEFINE_integer("num_steps", None, "Steps of the sampler.", lower_bound=1)
 flags.DEFINE_integer("label", None, "Class of all samples. Default: all in turn.", lower_bound=0)
 flags.DEFINE_float("guidance", None, "Scale of the guidance, 1 for none.", lower_bound=0.0)
 flags.DEFINE_bool("use_ema", True, "Whether the averaged weights are used.")
-flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "Keras backend.")
+flags.DEFINE_enum(
+    "backend",
+    None,
+    ["tensorflow", "jax", "torch"],
+    "Keras backend. Default: KERAS_BACKEND, or else that of ~/.keras/keras.json.",
+)
 
 flags.register_multi_flags_validator(
-    ["workdir", "weights", "preset", "output"],
+    ["workdir", "weights", "preset", "image_size", "num_classes", "output"],
     lambda values: (
-        bool(values["workdir"]) != bool(values["weights"] and values["preset"])
-        and bool(values["workdir"] or values["output"])
+        values["weights"] and values["preset"] and values["output"]
+        if values["workdir"] is None
+        else {value for name, value in values.items() if name not in ("workdir", "output")}
+        == {None}
     ),
-    message="Give --workdir, or --weights with --preset and --output.",
+    message="Give --workdir alone, or else --weights with --preset and --output.",
+)
+flags.register_validator(
+    "backend",
+    lambda backend: backend is None or importlib.util.find_spec(backend) is not None,
+    message="The backend is not installed: pip install jax, torch or tensorflow.",
 )
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
-    os.environ["KERAS_BACKEND"] = FLAGS.backend
+        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
+    if FLAGS.backend:
+        os.environ["KERAS_BACKEND"] = FLAGS.backend
     from keras_cdiff import training
 
     names = "num_samples batch_size seed sampler num_steps label guidance use_ema"
@@ -60,8 +75,8 @@ def main(argv: list[str]) -> None:
         options = {name: FLAGS[name].value for name in names.split()}
         training.generate(model, config, output, **options)
         print(f"wrote {output}/samples.png and {output}/samples.npz")
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

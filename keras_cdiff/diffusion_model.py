@@ -112,7 +112,7 @@ class DiffusionModel(TrainStep, keras.Model):
         self.iteration = state("iteration", 0, dtype="int")
         self.batch_loss = LastValue(name="batch_loss")
         # In a namespace, because Keras would go on listing a metric that was replaced.
-        self._untracked = types.SimpleNamespace(before_save=None)
+        self._untracked = types.SimpleNamespace(before_save=None, cluster_loss=None)
         self.track_clusters(np.unique(self.objective.host_quantile(np.linspace(0.0, 1.0, 11))))
 
     @classmethod
@@ -412,8 +412,10 @@ class DiffusionModel(TrainStep, keras.Model):
         """Sets the clusters by which `cluster_loss` reports: N + 1 ascending edges in the native
         coordinate.
         """
-        self._untracked.cluster_loss = LossPerCluster(edges)
-        self.train_function = self.test_function = None
+        metric = LossPerCluster(edges)
+        if self._untracked.cluster_loss is None or self.cluster_loss.edges != metric.edges:
+            self._untracked.cluster_loss = metric
+            self.train_function = self.test_function = None
 
     def get_metrics_result(self) -> dict:
         # One number a cluster would drown the progress bar: `cluster_loss` is read on its own.

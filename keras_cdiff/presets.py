@@ -82,12 +82,12 @@ def _dit_emoji16() -> dict:
                 "num_heads": 4,
             },
             "schedule": _part("EDM", sigma_min=0.002, sigma_max=80.0),
-            "parameterization": _part("EDMPreconditioning", sigma_data=0.5),
+            "parameterization": _part("EDMPreconditioning", sigma_data=0.8),
             "objective": _part(
                 "LogNormalSigma",
-                p_mean=-1.2,
-                p_std=1.2,
-                weighting=_part("EDMWeight", sigma_data=0.5),
+                p_mean=-0.4,
+                p_std=1.4,
+                weighting=_part("EDMWeight", sigma_data=0.8),
             ),
             "ema": _part("FixedDecay", decay=0.998),
         },
@@ -104,7 +104,7 @@ def _dit_emoji16() -> dict:
         # Short runs need fewer clusters and less patience: 20 clusters at patience 200 cost about
         # 7,000 steps.
         "curriculum": {"clusters": "quantile", "num_clusters": 5, "patience": 25},
-        "sampling": {"sampler": "heun", "num_steps": 18, "guidance": 1.0},
+        "sampling": {"sampler": "heun", "num_steps": 18, "guidance": 2.0},
     }
 
 

@@ -403,7 +403,7 @@ def test_presets_are_built_with_overrides():
     )
     assert model.image_shape == (8, 8, 3)
     assert (model.num_classes, model.seed) == (2, 4)
-    assert model.parameterization.sigma_data == 0.5
+    assert model.parameterization.sigma_data == 0.8
     model = DiffusionModel.from_preset("dit_s_8_imagenet256", depth=1, ema=None)
     assert model.image_shape == (32, 32, 4)
     assert model.parameterization.learned_variance

@@ -1,8 +1,8 @@
-"""Callbacks that show and keep what a run does: its log, its sample grids, its weights."""
+"""Callbacks that show and keep what a run does, its log and its sample grids, and that end it."""
 
 import json
+import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -17,7 +17,8 @@ class RunLog(keras.callbacks.Callback):
     """Records loss, loss per cluster, stage, interval, learning rate and speed once a log interval.
 
     An epoch of `fit` is one log interval. Each record is printed, appended to a JSON-lines file and
-    written as TensorBoard scalars.
+    written as TensorBoard scalars. In the file null stands for NaN, as of a cluster without
+    samples, and "inf" for infinity; stage 0 is training without a curriculum.
 
     Args:
         steps: training steps of the whole run, for the display.
@@ -42,7 +43,6 @@ class RunLog(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._began = time.perf_counter()
         self._batches = 0
-        self._images = 0
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._batches = batch + 1
@@ -52,26 +52,28 @@ class RunLog(keras.callbacks.Callback):
         record = self._record(logs, elapsed / max(self._batches, 1))
         if self.path is not None:
             with open(self.path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record, allow_nan=False) + "\n")
         if self.tensorboard is not None:
             self.tensorboard.scalars(record["step"], _scalars(record))
         if self.verbose:
-            low, high = (float(edge) for edge in record["interval"])
-            stage = f"  stage {record['stage']} [{low:.4g}, {high:.4g})" if record["stage"] else ""
-            print(
-                f"step {record['step']}/{self.steps}  loss {record['loss']:.4f}{stage}  "
-                f"learning rate {record['learning_rate']:.2e}  "
-                f"{record['seconds_per_step'] * 1000:.0f} ms/step",
-                flush=True,
-            )
+            print(self._line(record), flush=True)
+
+    def _line(self, record: dict) -> str:
+        low, high = map(_number, record["interval"])
+        stage = f"  stage {record['stage']} [{low:.4g}, {high:.4g})" if record["stage"] else ""
+        return (
+            f"step {record['step']}/{self.steps}  loss {_number(record['loss']):.4f}{stage}  "
+            f"learning rate {record['learning_rate']:.2e}  "
+            f"{record['seconds_per_step'] * 1000:.0f} ms/step"
+        )
 
     def _record(self, logs: dict, seconds_per_step: float) -> dict:
         model, numpy = self.model, keras.ops.convert_to_numpy
         cluster_loss = numpy(model.cluster_loss.result()).tolist()
         return {
             "step": int(numpy(model.iteration)),
-            "loss": float(logs["loss"]),
-            "batch_loss": float(logs["batch_loss"]),
+            "loss": _json_number(float(logs["loss"])),
+            "batch_loss": _json_number(float(logs["batch_loss"])),
             "cluster_edges": [_json_number(edge) for edge in model.cluster_loss.edges],
             "cluster_loss": [_json_number(loss) for loss in cluster_loss],
             "stage": int(numpy(model.curriculum_state)[0]),
@@ -137,7 +139,9 @@ class SampleGrid(keras.callbacks.Callback):
             guidance=1.0 if label is None else self.guidance,
             progress=False,
         )
-        images = to_uint8(images[..., :3])
+        # Latents show their first three channels. A run that diverges is for its log to tell.
+        shown = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
+        images = to_uint8(np.nan_to_num(shown, posinf=1.0, neginf=-1.0))
         save_image_grid(images, self.folder / f"step_{self._drawn:06d}.png", columns=8)
         if self.tensorboard is not None:
             self.tensorboard.image(self._drawn, "samples", image_grid(images, columns=8))
@@ -173,23 +177,27 @@ def class_labels(num_classes: int, num_samples: int) -> list[int] | None:
 
 
 def _json_number(value: float) -> float | str | None:
-    """Strict JSON has neither infinity nor NaN."""
-    if np.isnan(value):
+    """Strict JSON has neither infinity nor NaN: "inf" and None stand for them."""
+    if math.isnan(value):
         return None
-    return value if np.isfinite(value) else str(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _number(value: float | str | None) -> float:
+    """The inverse of `_json_number`."""
+    return math.nan if value is None else float(value)
 
 
 def _scalars(record: dict) -> dict[str, float]:
-    scalars = {k: record[k] for k in ("loss", "batch_loss", "learning_rate", "seconds_per_step")}
-    if record["stage"]:
-        scalars["curriculum/stage"] = record["stage"]
-    low, high = (float(edge) for edge in record["interval"])
-    scalars |= {"curriculum/interval_low": low, "curriculum/interval_high": high}
-    for number, loss in enumerate(_finite(record["cluster_loss"]), start=1):
-        if loss is not None:
-            scalars[f"cluster_loss/{number:02d}"] = loss
+    names = ("loss", "batch_loss", "learning_rate", "seconds_per_step")
+    scalars = {name: _number(record[name]) for name in names}
+    low, high = map(_number, record["interval"])
+    scalars |= {
+        "curriculum/stage": record["stage"],
+        "curriculum/interval_low": low,
+        "curriculum/interval_high": high,
+    }
+    for number, loss in enumerate(record["cluster_loss"], start=1):
+        if loss is not None:  # a cluster without samples
+            scalars[f"cluster_loss/{number:02d}"] = _number(loss)
     return scalars
-
-
-def _finite(values: Sequence[float | str | None]) -> list[float | None]:
-    return [value if isinstance(value, float) else None for value in values]

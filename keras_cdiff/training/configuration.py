@@ -1,8 +1,13 @@
 """The configuration of a training run: a preset with changes, as plain data that JSON can hold."""
 
+import math
+from collections.abc import Container
+
 import keras
+import numpy as np
 
 from keras_cdiff.curriculum import (
+    Clusters,
     CurriculumCallback,
     PatiencePacing,
     quantile_clusters,
@@ -16,6 +21,7 @@ from keras_cdiff.version import __version__
 
 CURRICULA = ("paper", "none", "hard_to_easy", "isolated")
 CLUSTERS = ("uniform", "snr", "quantile")
+DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "heun": Heun}
 
 
@@ -34,51 +40,87 @@ def resolve(
     num_clusters: int | None = None,
     patience: int | None = None,
     dtype_policy: str = "float32",
+    jit_compile: bool | str = "auto",
     seed: int = 0,
     log_every: int = 100,
     sample_every: int | None = None,
 ) -> dict:
     """Returns the whole configuration of a run: the preset, with what is not None in its place.
 
-    The number of classes is left to the data (None) where neither an argument nor the preset's own
-    data decides it.
+    No data is opened. Where other data than the preset's is given without a number of classes, a
+    class-conditional preset leaves the number to the data: it is None.
+
+    Args:
+        preset: a name in `keras_cdiff.presets.PRESETS`.
+        data: what `keras_cdiff.data.open_source` takes.
+        image_size: side of the images in pixels.
+        num_classes: number of classes, 0 for an unconditional model.
+        steps: training steps.
+        batch_size: images a step.
+        learning_rate: the rate after the warm-up.
+        horizontal_flip: whether half the images are mirrored.
+        curriculum: "paper" (easy to hard, cumulative), "none", "hard_to_easy" or "isolated".
+        clusters: "uniform", "snr" or "quantile"; like the two below it has no effect on "none".
+        num_clusters: number of clusters.
+        patience: iterations without improvement that a stage may last.
+        dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16", of the network.
+        jit_compile: as for `DiffusionModel.compile`: "auto", or a bool, or its name in lower case.
+        seed: seed of weights, data order and noise, in [0, 2^32).
+        log_every: steps between two records of the log.
+        sample_every: steps between two grids of samples; one at the end if None.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
     """
     config = get_preset(preset)
     training, staging = config["training"], config["curriculum"]
-    changes = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "horizontal_flip": horizontal_flip,
-    }
-    training.update({k: v for k, v in changes.items() if v is not None})
-    training["log_every"] = log_every
-    training["sample_every"] = sample_every if sample_every is not None else training["steps"]
+    _check_choice("jit_compile", jit_compile, ("auto", "true", "false", True, False))
+    training.update(
+        _given(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            horizontal_flip=horizontal_flip,
+        ),
+        jit_compile={"true": True, "false": False}.get(jit_compile, jit_compile),
+        log_every=log_every,
+    )
+    training["sample_every"] = training["steps"] if sample_every is None else sample_every
     for name in ("steps", "batch_size", "log_every", "sample_every"):
-        _check_positive(name, training[name], whole=True)
-    _check_positive("learning_rate", training["learning_rate"])
+        _check_whole(name, training[name], 1)
+    if not 0.0 < training["learning_rate"] < math.inf:
+        raise ValueError(
+            "`learning_rate` must be positive and finite. "
+            f"Received: learning_rate={training['learning_rate']!r}"
+        )
+    _check_whole("seed", seed, 0, 2**32)
 
     backbone = config["model"]["backbone"]
     if data not in (None, config["data"]):
         config["data"] = data
         if backbone["num_classes"]:
             backbone["num_classes"] = None
+    backbone.update(_given(num_classes=num_classes, image_size=image_size), dtype=dtype_policy)
     if num_classes is not None:
-        backbone["num_classes"] = num_classes
-    if image_size is not None:
-        _check_positive("image_size", image_size, whole=True)
-        backbone["image_size"] = image_size
-    backbone["dtype"] = dtype_policy
+        _check_whole("num_classes", num_classes, 0)
+    _check_whole("image_size", backbone["image_size"], 1)
+    patch_size = backbone.get("patch_size", 1)
+    if backbone["image_size"] % patch_size:
+        raise ValueError(
+            f"`image_size` must be a multiple of {patch_size}, the patch size of {preset}. "
+            f"Received: image_size={image_size}"
+        )
+    _check_choice("dtype_policy", dtype_policy, DTYPE_POLICIES)
 
     _check_choice("curriculum", curriculum, CURRICULA)
-    changes = {"clusters": clusters, "num_clusters": num_clusters, "patience": patience}
-    staging.update({k: v for k, v in changes.items() if v is not None})
+    staging.update(_given(clusters=clusters, num_clusters=num_clusters, patience=patience))
     _check_choice("clusters", staging["clusters"], CLUSTERS)
     PatiencePacing(staging["patience"])
-    config["curriculum"] = {"kind": curriculum, **staging} if curriculum != "none" else None
+    if curriculum == "none":
+        config["curriculum"] = None
+    else:
+        edges = _make_clusters(config["model"], staging).get_config()["edges"]
+        config["curriculum"] = {"kind": curriculum, **staging, "edges": edges}
     del config["description"], config["source"]
     return {
         "preset": preset,
@@ -91,12 +133,16 @@ def resolve(
 
 def build_model(config: dict) -> DiffusionModel:
     """Returns the model of a resolved configuration, with fresh weights."""
-    backbone = {k: v for k, v in config["model"]["backbone"].items() if k != "class_name"}
-    return DiffusionModel.from_preset(config["preset"], seed=config["seed"], **backbone)
+    parts = dict(config["model"])
+    backbone = {k: v for k, v in parts.pop("backbone").items() if k != "class_name"}
+    return DiffusionModel.from_preset(config["preset"], seed=config["seed"], **parts, **backbone)
 
 
 def build_optimizer(config: dict) -> keras.optimizers.Optimizer:
-    """Returns AdamW with a linear warm-up to a rate that stays, or falls to zero as a cosine."""
+    """Returns AdamW with a linear warm-up to a rate that stays, or falls to zero as a cosine.
+
+    Under mixed_float16 it scales the loss, whose gradients would vanish in half precision.
+    """
     training = config["training"]
     warmup, rate = training["warmup_steps"], training["learning_rate"]
     cosine = training["learning_rate_schedule"] == "cosine"
@@ -110,42 +156,69 @@ def build_optimizer(config: dict) -> keras.optimizers.Optimizer:
             warmup_target=rate if warmup else None,
             warmup_steps=warmup,
         )
-    return keras.optimizers.AdamW(rate, weight_decay=training["weight_decay"])
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=training["weight_decay"])
+    if config["model"]["backbone"]["dtype"] == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
-def build_curriculum(config: dict, model: DiffusionModel) -> CurriculumCallback | None:
+def build_curriculum(config: dict) -> CurriculumCallback | None:
     """Returns the callback of the configured curriculum, or None for plain training."""
     staging = config["curriculum"]
     if staging is None:
         return None
-    kind, count = staging["kind"], staging["num_clusters"]
-    if staging["clusters"] == "quantile":
-        clusters = quantile_clusters(model.objective, count)
-    else:
-        make = {"uniform": uniform_clusters, "snr": snr_clusters}[staging["clusters"]]
-        clusters = make(model.schedule, count)
     return CurriculumCallback(
-        clusters,
+        Clusters.from_config({"edges": staging["edges"], "name": staging["clusters"]}),
         PatiencePacing(staging["patience"]),
-        order="hard_to_easy" if kind == "hard_to_easy" else "easy_to_hard",
-        cumulative=kind != "isolated",
+        order="hard_to_easy" if staging["kind"] == "hard_to_easy" else "easy_to_hard",
+        cumulative=staging["kind"] != "isolated",
     )
 
 
-def build_sampler(name: str, num_steps: int | None = None) -> Sampler:
-    """Returns the sampler called `name`, with its own default number of steps if there is none."""
+def build_sampler(name: str, num_steps: int | None = None, channels: int = 3) -> Sampler:
+    """Returns the sampler called `name`.
+
+    Args:
+        name: "ddpm", "ddim" or "heun".
+        num_steps: number of steps; None for the sampler's own default.
+        channels: channels of an image. Other counts than 1 and 3 are those of latents, whose
+            estimates are not clamped to [-1, 1].
+    """
     _check_choice("sampler", name, SAMPLERS)
-    return SAMPLERS[name]() if num_steps is None else SAMPLERS[name](num_steps)
+    # Heun never clamps, as EDM does not.
+    options = {} if in_pixels(channels) else {"clip": False}
+    return SAMPLERS[name](**_given(num_steps=num_steps), **options)
 
 
-def _check_choice(name: str, value: str, choices: object) -> None:
+def in_pixels(channels: int) -> bool:
+    """Returns whether images of so many channels are grey or RGB, rather than latents."""
+    return channels in (1, 3)
+
+
+def _make_clusters(model: dict, staging: dict) -> Clusters:
+    schedule = keras.saving.deserialize_keras_object(model["schedule"])
+    if staging["clusters"] == "quantile":
+        objective = keras.saving.deserialize_keras_object(model["objective"])
+        return quantile_clusters(objective, staging["num_clusters"])
+    make = {"uniform": uniform_clusters, "snr": snr_clusters}[staging["clusters"]]
+    return make(schedule, staging["num_clusters"])
+
+
+def _given(**values: object) -> dict:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_choice(name: str, value: object, choices: Container) -> None:
     if value not in choices:
         raise ValueError(
-            f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r}"
+            f"`{name}` must be one of {', '.join(map(str, choices))}. Received: {name}={value!r}"
         )
 
 
-def _check_positive(name: str, value: float, whole: bool = False) -> None:
-    if not value > 0 or (whole and value != int(value)):
-        kind = "an integer of at least 1" if whole else "positive"
-        raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}")
+def _check_whole(name: str, value: int, least: int, limit: float = math.inf) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value < limit:
+        below = f" and below {limit}" if limit < math.inf else ""
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}{below}. Received: {name}={value!r}"
+        )

@@ -10,12 +10,16 @@ from keras_cdiff.data import save_image_grid, to_uint8
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import sample
 from keras_cdiff.training.callbacks import class_labels
-from keras_cdiff.training.configuration import build_model, build_sampler, resolve
-from keras_cdiff.training.workdir import Workdir, load_network
+from keras_cdiff.training.configuration import build_model, build_sampler, in_pixels, resolve
+from keras_cdiff.training.workdir import Workdir, load_network, write_whole
 
 
 def load_run(workdir: str | os.PathLike) -> tuple[DiffusionModel, dict]:
-    """Returns the trained model of a workdir, and its configuration."""
+    """Returns the trained model of a workdir, and its configuration.
+
+    Raises:
+        ValueError: if the folder holds no finished run.
+    """
     folder = Workdir(workdir)
     config = folder.config()
     model = build_model(config)
@@ -32,12 +36,15 @@ def load_weights(
         weights: a file that `Workdir.save_weights` wrote.
         preset: the name of the preset.
         **changes: arguments of `resolve`, such as image_size and num_classes.
+
+    Raises:
+        ValueError: if the file is missing or holds the weights of another network.
     """
     config = resolve(preset, **changes)
     model = build_model(config)
     for network in (model.backbone, model.ema_backbone):
         if network is not None:
-            load_network(network, Path(weights))
+            load_network(network, weights)
     return model, config
 
 
@@ -75,7 +82,20 @@ def generate(
 
     Returns:
         The uint8 images.
+
+    Raises:
+        ValueError: if an argument is out of its range or does not fit the model, or the model is
+            one of latents.
     """
+    channels, folder = model.image_shape[-1], Path(output)
+    if not in_pixels(channels):
+        raise ValueError(
+            "Samples of this model are latents, and decoding them into images comes with latent "
+            "support: keras_cdiff.sample returns them as they are. "
+            f"Received: preset={config['preset']!r}, with {channels} channels"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"The output must be a folder. Received: output={str(output)!r}")
     sampling = config["sampling"]
     if num_steps is None and sampler in (None, sampling["sampler"]):
         num_steps = sampling["num_steps"]
@@ -87,7 +107,7 @@ def generate(
         sample(
             model,
             num_samples,
-            build_sampler(sampler or sampling["sampler"], num_steps),
+            build_sampler(sampler or sampling["sampler"], num_steps, channels),
             seed=seed,
             label=label,
             guidance=guidance,
@@ -95,10 +115,7 @@ def generate(
             batch_size=batch_size,
         )
     )
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "writing-samples.npz"
-    np.savez(temporary, arr_0=images)
-    os.replace(temporary, folder / "samples.npz")
+    write_whole(folder / "samples.npz", lambda path: np.savez(path, arr_0=images))
     save_image_grid(images, folder / "samples.png")
     return images

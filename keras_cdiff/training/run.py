@@ -1,11 +1,12 @@
 """One training run from a resolved configuration: data, model, curriculum, logs, weights."""
 
+import copy
 import math
 import os
 
 import keras
 
-from keras_cdiff.data import make_dataset, open_source
+from keras_cdiff.data import Source, make_dataset, open_source
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
 from keras_cdiff.training.configuration import (
@@ -13,6 +14,7 @@ from keras_cdiff.training.configuration import (
     build_model,
     build_optimizer,
     build_sampler,
+    in_pixels,
 )
 from keras_cdiff.training.tensorboard import TensorBoardWriter
 from keras_cdiff.training.workdir import Workdir
@@ -31,24 +33,25 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         The trained model.
 
     Raises:
-        ValueError: if the data cannot be used, or the workdir belongs to another configuration.
+        ValueError: if the data cannot be used, or the workdir belongs to another configuration or
+            holds a finished run.
     """
-    training, sampling = config["training"], config["sampling"]
+    config = copy.deepcopy(config)
+    backbone, training, sampling = (
+        config["model"]["backbone"],
+        config["training"],
+        config["sampling"],
+    )
+    if not in_pixels(backbone["channels"]):
+        raise ValueError(
+            "Training starts from pixels, and this preset's network works on latents: choose a "
+            "preset in pixels; encoding comes with latent support. "
+            f"Received: preset={config['preset']!r}, with {backbone['channels']} channels"
+        )
     source = open_source(config["data"])
-    backbone = config["model"]["backbone"]
-    if backbone["num_classes"] is None:
-        backbone["num_classes"] = source.num_classes
-    if backbone["num_classes"] and backbone["num_classes"] < source.num_classes:
-        raise ValueError(
-            f"The data has {source.num_classes} classes, the model fewer: leave the number of "
-            "classes "
-            f"to the data. Received: num_classes={backbone['num_classes']}"
-        )
-    if backbone["num_classes"] and not source.num_classes:
-        raise ValueError(
-            "A class-conditional model needs labelled data: use labelled data or num_classes=0. "
-            f"Received: data={config['data']!r}, num_classes={backbone['num_classes']}"
-        )
+    backbone["num_classes"] = _num_classes(config, source)
+    folder = Workdir(workdir)
+    folder.check(config)
     dataset = make_dataset(
         source,
         backbone["image_size"],
@@ -60,20 +63,19 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
     )
     keras.utils.set_random_seed(config["seed"])
     model = build_model(config)
-    model.compile(build_optimizer(config))
-    curriculum = build_curriculum(config, model)
-    sampler = build_sampler(sampling["sampler"], sampling["num_steps"])
+    model.compile(build_optimizer(config), jit_compile=training["jit_compile"])
+    curriculum = build_curriculum(config)
+    sampler = build_sampler(sampling["sampler"], sampling["num_steps"], backbone["channels"])
 
-    folder = Workdir(workdir)
     folder.claim(config)
-    tensorboard = TensorBoardWriter(folder.tensorboard)
-    steps, log_every = training["steps"], min(training["log_every"], training["steps"])
+    steps, log_every = training["steps"], training["log_every"]
     print(
         f"{config['preset']}: {model.backbone.count_params():,} parameters, {len(source):,} images "
         f"from {source.name}, {steps} steps of {training['batch_size']} on "
         f"{keras.backend.backend()}, into {folder.path}",
         flush=True,
     )
+    tensorboard = TensorBoardWriter(folder.tensorboard)
     callbacks = [
         *([curriculum] if curriculum else []),
         StopAt(steps),
@@ -86,14 +88,35 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
             tensorboard=tensorboard,
         ),
     ]
-    model.fit(
-        dataset,
-        epochs=math.ceil(steps / log_every),
-        steps_per_epoch=log_every,
-        callbacks=callbacks,
-        shuffle=False,  # the data set has shuffled itself
-        verbose=0,
-    )
+    try:
+        model.fit(
+            dataset,
+            epochs=math.ceil(steps / log_every),
+            steps_per_epoch=log_every,
+            callbacks=callbacks,
+            shuffle=False,  # the data set has shuffled itself
+            verbose=0,
+        )
+    finally:
+        tensorboard.close()
     folder.save_weights(model)
-    tensorboard.close()
+    print(f"wrote {folder.weights}", flush=True)
     return model
+
+
+def _num_classes(config: dict, source: Source) -> int:
+    """The model's number of classes, which the data decides where the configuration does not."""
+    wanted = config["model"]["backbone"]["num_classes"]
+    if wanted != 0 and not source.num_classes:
+        raise ValueError(
+            "A class-conditional model needs labelled data: label the images, or train without "
+            f"classes, by num_classes=0. Received: data={config['data']!r} without labels"
+        )
+    if wanted is None:
+        return source.num_classes
+    if 0 < wanted < source.num_classes:
+        raise ValueError(
+            f"The data has {source.num_classes} classes, more than the model: leave the number of "
+            f"classes to the data. Received: data={config['data']!r}, num_classes={wanted}"
+        )
+    return wanted

@@ -6,10 +6,13 @@ tensorboard/            TensorBoard events
 samples/                grids of samples, samples/step_000600.png
 weights/raw.weights.h5  the network's weights
 weights/ema.weights.h5  their average
+
+The weights are written when the run is finished, the raw ones last.
 """
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -32,36 +35,50 @@ class Workdir:
         self.samples = self.path / "samples"
         self.weights = self.path / "weights"
 
-    def claim(self, config: dict) -> None:
-        """Makes the folder that of `config`, before anything is trained.
+    def check(self, config: dict) -> None:
+        """Checks that a run of `config` may begin in the folder, and changes nothing.
 
         Raises:
-            ValueError: if it belongs to another configuration, or holds trained weights.
+            ValueError: if it belongs to another configuration, holds trained weights, or holds
+                files of another origin where those of the run would go.
         """
+        received = f"Received: workdir={str(self.path)!r}"
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"The workdir must be a folder. {received}")
         if self.config_file.exists():
-            differences = _differences(self.config(), config)
+            differences = _differences(self.config(), json.loads(_to_json(config)))
             if differences:
                 raise ValueError(
                     "The workdir belongs to another configuration: choose another --workdir, or "
-                    "the "
-                    f"same settings. Received: workdir={str(self.path)!r}, where\n  "
-                    + "\n  ".join(differences)
+                    f"the same settings. {received}, where\n  " + "\n  ".join(differences)
                 )
-        elif self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"The workdir must be a folder. Received: workdir={str(self.path)!r}")
-        if self.weights_file("raw").exists():
-            raise ValueError(
-                "The workdir holds a trained model: sample from it with apps/sample.py, or train "
-                "into "
-                f"another --workdir. Received: workdir={str(self.path)!r}"
-            )
-        for folder in (self.path, self.samples, self.weights):
-            folder.mkdir(parents=True, exist_ok=True)
-        _replace(
-            self.config_file, lambda path: path.write_text(json.dumps(config, indent=2) + "\n")
-        )
-        # What an interrupted run left is begun anew.
+            if self.weights_file("raw").exists():
+                raise ValueError(
+                    "The workdir holds a finished run of this configuration: sample from it with "
+                    f"apps/sample.py, or train into another --workdir. {received}"
+                )
+            return
+        for part in (self.log_file, self.tensorboard, self.samples, self.weights):
+            if part.exists():
+                raise ValueError(
+                    f"The workdir holds {part.name} but no config.json, so it is not that of a "
+                    f"training run: choose another --workdir. {received}"
+                )
+
+    def claim(self, config: dict) -> None:
+        """Makes the folder that of `config`; what an unfinished run left there is begun anew.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.config_file, lambda path: path.write_text(_to_json(config)))
+        for folder in (self.tensorboard, self.samples, self.weights):
+            folder.mkdir(exist_ok=True)
         self.log_file.write_text("")
+        for leftover in (*self.tensorboard.glob("events.*"), *self.samples.glob("step_*.png")):
+            leftover.unlink()
 
     def config(self) -> dict:
         """Returns the configuration of the run.
@@ -69,12 +86,18 @@ class Workdir:
         Raises:
             ValueError: if the folder holds none.
         """
-        if not self.config_file.exists():
+        received = f"Received: workdir={str(self.path)!r}"
+        if not self.config_file.is_file():
             raise ValueError(
-                "The workdir must be that of a training run, with a config.json in it. "
-                f"Received: workdir={str(self.path)!r}"
+                f"The workdir must be that of a training run, with a config.json in it. {received}"
             )
-        return json.loads(self.config_file.read_text())
+        try:
+            return json.loads(self.config_file.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"The workdir's config.json is damaged: {error}. Choose another --workdir. "
+                f"{received}"
+            ) from error
 
     def weights_file(self, which: str) -> Path:
         """Returns the path of the "raw" or the "ema" weights."""
@@ -82,25 +105,32 @@ class Workdir:
 
     def save_weights(self, model: DiffusionModel) -> None:
         """Writes the network's weights and their average, each under its own name."""
-        networks = {"raw": model.backbone, "ema": model.ema_backbone}
-        for which, network in networks.items():
-            if network is not None:
-                _replace(self.weights_file(which), network.save_weights)
+        for which, network in _networks(model).items():
+            write_whole(self.weights_file(which), network.save_weights)
 
     def load_weights(self, model: DiffusionModel) -> None:
-        """Reads the weights that `save_weights` wrote."""
-        for which, network in {"raw": model.backbone, "ema": model.ema_backbone}.items():
-            if network is not None:
-                load_network(network, self.weights_file(which))
+        """Reads the weights that `save_weights` wrote.
+
+        Raises:
+            ValueError: if the run has not been finished, or its weights do not fit the model.
+        """
+        if not self.weights_file("raw").exists():
+            raise ValueError(
+                "The run in this workdir has not been finished: it has no weights yet. "
+                f"Received: workdir={str(self.path)!r}"
+            )
+        for which, network in _networks(model).items():
+            load_network(network, self.weights_file(which))
 
 
-def load_network(network: keras.Model, path: Path) -> None:
+def load_network(network: keras.Model, path: str | os.PathLike) -> None:
     """Loads a weights file into a network.
 
     Raises:
         ValueError: if the file is missing or holds the weights of another network.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise ValueError(f"There is no such weights file. Received: weights={str(path)!r}")
     try:
         network.load_weights(path)
@@ -111,11 +141,24 @@ def load_network(network: keras.Model, path: Path) -> None:
         ) from error
 
 
-def _replace(path: Path, write: object) -> None:
-    """Writes under a temporary name first, so that `path` is never half written."""
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Has `write` write a file under a temporary name, so that `path` is never half written."""
     temporary = path.with_name("writing-" + path.name)
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _networks(model: DiffusionModel) -> dict[str, keras.Model]:
+    """The networks whose weights are kept; the raw one comes last, as it marks a finished run."""
+    average = {} if model.ema_backbone is None else {"ema": model.ema_backbone}
+    return {**average, "raw": model.backbone}
+
+
+def _to_json(config: dict) -> str:
+    return json.dumps(config, indent=2, allow_nan=False) + "\n"
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
