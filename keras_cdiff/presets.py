@@ -98,7 +98,7 @@ def _dit_emoji16() -> dict:
             "warmup_steps": 100,
             "weight_decay": 0.0,
             "batch_size": 32,
-            "steps": 2400,
+            "steps": 2600,
             "horizontal_flip": False,
         },
         # Short runs need fewer clusters and less patience: 20 clusters at patience 200 cost about

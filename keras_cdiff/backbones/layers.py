@@ -131,8 +131,13 @@ class SelfAttention(keras.layers.Layer):
     def call(self, x: Tensor) -> Tensor:
         num_tokens, width = x.shape[1:]
         heads = (-1, num_tokens, self.num_heads, width // self.num_heads)
-        query, key, value = (ops.reshape(y, heads) for y in ops.split(self.qkv(x), 3, axis=-1))
+        qkv = self.qkv(x)
+        if keras.backend.backend() == "jax" and self.compute_dtype == "float16":
+            # JAX multiplies float16 with float32 sums here, which XLA cannot on a CPU.
+            qkv = ops.cast(qkv, "float32")
+        query, key, value = (ops.reshape(y, heads) for y in ops.split(qkv, 3, axis=-1))
         attended = ops.dot_product_attention(query, key, value)
+        attended = ops.cast(attended, self.compute_dtype)
         return self.projection(ops.reshape(attended, (-1, num_tokens, width)))
 
     def get_config(self) -> dict:

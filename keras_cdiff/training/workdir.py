@@ -133,6 +133,10 @@ def load_network(network: keras.Model, path: str | os.PathLike) -> None:
     if not path.is_file():
         raise ValueError(f"There is no such weights file. Received: weights={str(path)!r}")
     try:
+        # Keras would not miss the layers of a deeper network's file that find no place.
+        stored, expected = _count_arrays(path), len(network.weights)
+        if stored != expected:
+            raise ValueError(f"it holds {stored} arrays where the network has {expected}")
         network.load_weights(path)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(
@@ -155,6 +159,15 @@ def _networks(model: DiffusionModel) -> dict[str, keras.Model]:
     """The networks whose weights are kept; the raw one comes last, as it marks a finished run."""
     average = {} if model.ema_backbone is None else {"ema": model.ema_backbone}
     return {**average, "raw": model.backbone}
+
+
+def _count_arrays(path: Path) -> int:
+    import h5py
+
+    names = []
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+    return len(names)
 
 
 def _to_json(config: dict) -> str:
