@@ -40,15 +40,18 @@ flags.DEFINE_enum(
     "Keras backend. Default: KERAS_BACKEND, or else that of ~/.keras/keras.json.",
 )
 
+
+def _one_model(values: dict) -> bool:
+    if values["workdir"]:
+        described = ("weights", "preset", "image_size", "num_classes")
+        return all(values[name] is None for name in described)
+    return all(values[name] for name in ("weights", "preset", "output"))
+
+
 flags.register_multi_flags_validator(
     ["workdir", "weights", "preset", "image_size", "num_classes", "output"],
-    lambda values: (
-        values["weights"] and values["preset"] and values["output"]
-        if values["workdir"] is None
-        else {value for name, value in values.items() if name not in ("workdir", "output")}
-        == {None}
-    ),
-    message="Give --workdir alone, or else --weights with --preset and --output.",
+    _one_model,
+    message="Give --workdir, or else --weights with --preset and --output, but not both.",
 )
 flags.register_validator(
     "backend",
@@ -62,6 +65,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     if FLAGS.backend:
         os.environ["KERAS_BACKEND"] = FLAGS.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
     from keras_cdiff import training
 
     names = "num_samples batch_size seed sampler num_steps label guidance use_ema"

@@ -121,6 +121,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     if FLAGS.backend:
         os.environ["KERAS_BACKEND"] = FLAGS.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
     from keras_cdiff import training
 
     names = "preset data image_size num_classes steps batch_size learning_rate horizontal_flip"

@@ -126,6 +126,7 @@ class DiT(keras.Model):
     ):
         # Keras would cast the noise level to the compute dtype; activations are cast by hand.
         super().__init__(autocast=False, dtype=dtype, name=name, trainable=trainable)
+        out_channels = channels if out_channels is None else out_channels
         sizes = {
             "image_size": image_size,
             "patch_size": patch_size,
@@ -133,6 +134,7 @@ class DiT(keras.Model):
             "width": width,
             "depth": depth,
             "num_heads": num_heads,
+            "out_channels": out_channels,
         }
         for key, size in sizes.items():
             if size < 1:
@@ -164,7 +166,7 @@ class DiT(keras.Model):
         self.mlp_ratio = mlp_ratio
         self.num_classes = num_classes
         self.label_dropout = label_dropout
-        self.out_channels = out_channels or channels
+        self.out_channels = out_channels
         self.grid = image_size // patch_size
 
         policy = self.dtype_policy

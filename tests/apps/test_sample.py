@@ -1,0 +1,105 @@
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_cdiff import training
+from keras_cdiff.training.configuration import SAMPLERS, build_model
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished run, as `train` would leave it, of a very small network with random weights."""
+    config = training.resolve("dit_emoji16", image_size=8)
+    config["model"]["backbone"].update(width=16, depth=1, num_heads=2)
+    config["sampling"]["num_steps"] = 2
+    folder = training.Workdir(tmp_path_factory.mktemp("runs") / "emoji")
+    folder.claim(config)
+    keras.utils.set_random_seed(0)
+    folder.save_weights(build_model(config))
+    return folder.path
+
+
+def test_samples_of_a_run_are_written(workdir, tmp_path, run_app, backend):
+    output = tmp_path / "output"
+    process = run_app(
+        "sample",
+        f"--workdir={workdir}",
+        f"--output={output}",
+        backend,
+        "--num_samples=5",
+        "--seed=1",
+        "--sampler=ddim",
+        "--num_steps=3",
+        "--label=2",
+        "--guidance=2",
+        "--nouse_ema",
+    )
+    assert process.returncode == 0, process.stderr
+    with np.load(output / "samples.npz") as file:
+        assert file.files == ["arr_0"]
+        assert file["arr_0"].dtype == np.uint8
+        assert file["arr_0"].shape == (5, 8, 8, 3)
+        written = file["arr_0"]
+    with Image.open(output / "samples.png") as grid:
+        assert grid.size == (3 * 10 + 2, 2 * 10 + 2)
+
+    model, config = training.load_run(workdir)
+    options = {"num_samples": 5, "seed": 1, "sampler": "ddim", "num_steps": 3, "label": 2}
+    expected = training.generate(
+        model, config, tmp_path / "expected", guidance=2.0, use_ema=False, **options
+    )
+    np.testing.assert_allclose(written.astype(int), expected.astype(int), atol=1)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--workdir={workdir}", "--label=9"), "label=9"),
+        (
+            (
+                "--weights={workdir}/weights/raw.weights.h5",
+                "--preset=dit_emoji16",
+                "--output={output}",
+            ),
+            "must hold this preset's network",
+        ),
+    ],
+)
+def test_what_cannot_be_sampled_ends_with_a_message(
+    workdir, tmp_path, run_app, backend, arguments, message
+):
+    output = tmp_path / "output"
+    filled = [text.format(workdir=workdir, output=output) for text in arguments]
+    process = run_app("sample", backend, *filled)
+    assert process.returncode != 0
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not output.exists()
+    assert not (workdir / "output").exists()
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--workdir=run", "--preset=dit_emoji16"),
+        ("--workdir=run", "--num_classes=3"),
+        ("--weights=ema.weights.h5", "--output=samples"),
+        ("--weights=ema.weights.h5", "--preset=dit_emoji16"),
+    ],
+)
+def test_it_must_be_clear_what_is_sampled(run_app, arguments):
+    process = run_app("sample", *arguments)
+    assert process.returncode != 0
+    assert "Give --workdir" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.backend_free
+def test_the_help_has_examples_and_the_samplers_of_the_package(run_app):
+    process = run_app("sample", "--help")
+    assert f"<{'|'.join(SAMPLERS)}>" in process.stdout
+    assert "python apps/sample.py --workdir=runs/emoji" in process.stdout
