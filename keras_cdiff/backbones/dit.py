@@ -108,6 +108,9 @@ class DiT(keras.Model):
         ValueError: if sizes do not fit each other, or an input does not fit the network.
     """
 
+    # XLA halves a step on a CPU too, where Keras would not use it with TensorFlow.
+    prefers_xla = True
+
     def __init__(
         self,
         image_size: int,
@@ -126,37 +129,6 @@ class DiT(keras.Model):
     ):
         # Keras would cast the noise level to the compute dtype; activations are cast by hand.
         super().__init__(autocast=False, dtype=dtype, name=name, trainable=trainable)
-        out_channels = channels if out_channels is None else out_channels
-        sizes = {
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "channels": channels,
-            "width": width,
-            "depth": depth,
-            "num_heads": num_heads,
-            "out_channels": out_channels,
-        }
-        for key, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"`{key}` must be at least 1. Received: {key}={size}")
-        if num_classes < 0:
-            raise ValueError(
-                f"`num_classes` must be at least 0. Received: num_classes={num_classes}"
-            )
-        if image_size % patch_size:
-            raise ValueError(
-                "`image_size` must be a multiple of `patch_size`. "
-                f"Received: image_size={image_size}, patch_size={patch_size}"
-            )
-        if width % num_heads or width % 4:
-            raise ValueError(
-                "`width` must be a multiple of `num_heads` and of 4. "
-                f"Received: width={width}, num_heads={num_heads}"
-            )
-        if not 0.0 <= label_dropout < 1.0:
-            raise ValueError(
-                f"`label_dropout` must lie in [0, 1). Received: label_dropout={label_dropout}"
-            )
         self.image_size = image_size
         self.patch_size = patch_size
         self.channels = channels
@@ -166,7 +138,8 @@ class DiT(keras.Model):
         self.mlp_ratio = mlp_ratio
         self.num_classes = num_classes
         self.label_dropout = label_dropout
-        self.out_channels = out_channels
+        self.out_channels = channels if out_channels is None else out_channels
+        self._check_sizes()
         self.grid = image_size // patch_size
 
         policy = self.dtype_policy
@@ -294,6 +267,29 @@ class DiT(keras.Model):
         g, p, c = self.grid, self.patch_size, self.out_channels
         pixels = ops.transpose(ops.reshape(patches, (-1, g, g, p, p, c)), (0, 1, 3, 2, 4, 5))
         return ops.reshape(pixels, (-1, g * p, g * p, c))
+
+    def _check_sizes(self) -> None:
+        sizes = "image_size patch_size channels width depth num_heads out_channels num_classes"
+        for name in sizes.split():
+            minimum = 0 if name == "num_classes" else 1
+            if getattr(self, name) < minimum:
+                raise ValueError(
+                    f"`{name}` must be at least {minimum}. Received: {name}={getattr(self, name)}"
+                )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                "`image_size` must be a multiple of `patch_size`. "
+                f"Received: image_size={self.image_size}, patch_size={self.patch_size}"
+            )
+        if self.width % self.num_heads or self.width % 4:
+            raise ValueError(
+                "`width` must be a multiple of `num_heads` and of 4. "
+                f"Received: width={self.width}, num_heads={self.num_heads}"
+            )
+        if not 0.0 <= self.label_dropout < 1.0:
+            raise ValueError(
+                f"`label_dropout` must lie in [0, 1). Received: label_dropout={self.label_dropout}"
+            )
 
     def get_config(self) -> dict:
         names = (
