@@ -11,13 +11,20 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff import backbones, presets
+from keras_cdiff.denoising import Denoising, expand
 from keras_cdiff.ema import Decay, FixedDecay
 from keras_cdiff.metrics import LastValue, LossPerCluster
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization
-from keras_cdiff.schedules import DiscreteSchedule, Schedule
+from keras_cdiff.schedules import Schedule
 from keras_cdiff.train_step import TrainStep
-from keras_cdiff.validation import check_batch, check_images, check_labels, check_names
+from keras_cdiff.validation import (
+    check_batch,
+    check_images,
+    check_labels,
+    check_names,
+    check_parts,
+)
 from keras_cdiff.variational import variational_term
 
 Tensor = keras.KerasTensor
@@ -27,7 +34,7 @@ _DRAWS_PER_STEP = 16
 
 
 @keras.saving.register_keras_serializable("keras_cdiff")
-class DiffusionModel(TrainStep, keras.Model):
+class DiffusionModel(TrainStep, Denoising, keras.Model):
     """A diffusion model that `fit` trains: each step draws noise levels, adds noise and learns to
     remove it.
 
@@ -74,7 +81,7 @@ class DiffusionModel(TrainStep, keras.Model):
     ):
         # Noise levels and losses are float32 under every policy; the backbone keeps its own.
         super().__init__(dtype="float32", autocast=False, name=name)
-        _check_parts(backbone, schedule, parameterization, objective, ema)
+        check_parts(backbone, schedule, parameterization, objective, ema)
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
         self.backbone = backbone
@@ -136,23 +143,10 @@ class DiffusionModel(TrainStep, keras.Model):
             else:
                 raise ValueError(
                     f"An override of preset {name!r} must be one of {', '.join(parts)}, seed, or "
-                    "an "
-                    f"argument of {network.__name__}: {', '.join(arguments)}. Received: "
-                    f"{key}={value!r}"
+                    f"an argument of {network.__name__}: {', '.join(arguments)}. "
+                    f"Received: {key}={value!r}"
                 )
         return cls(network(**backbone), **{k: _deserialize(v) for k, v in parts.items()})
-
-    # Networks and noise
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of an image."""
-        return self.backbone.image_size, self.backbone.image_size, self.backbone.channels
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, which is also the null label; 0 if the model takes no labels."""
-        return self.backbone.num_classes
 
     def call(self, inputs: object, training: bool = False) -> dict[str, Tensor]:
         """Adds noise to the images and asks the network: {"level", "noise", "output"}."""
@@ -167,7 +161,7 @@ class DiffusionModel(TrainStep, keras.Model):
             level = self.objective.draw(uniform, ops.convert_to_tensor(self.noise_interval))
         if noise is None:
             noise = keras.random.normal(ops.shape(image), seed=generator)
-        output = self._network(
+        output = self.ask(
             self.backbone,
             self.add_noise(image, noise, level),
             level,
@@ -175,94 +169,6 @@ class DiffusionModel(TrainStep, keras.Model):
             training,
         )
         return {"level": ops.cast(level, "float32"), "noise": noise, "output": output}
-
-    def add_noise(self, image: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """Returns x_t = alpha x_0 + sigma eps for images and noise (B, H, W, C) at levels (B,)."""
-        return (
-            _expand(self.schedule.alpha(level)) * image
-            + _expand(self.schedule.sigma(level)) * noise
-        )
-
-    def _network(
-        self, network: keras.Model, noisy: Tensor, level: Tensor, condition: dict, training: bool
-    ) -> Tensor:
-        _, _, c_in, c_noise = self.parameterization.coefficients(level, self.schedule)
-        return network(_expand(c_in) * noisy, c_noise, **condition, training=training)
-
-    def _clean(self, noisy: Tensor, level: Tensor, output: Tensor) -> Tensor:
-        c_skip, c_out, _, _ = self.parameterization.coefficients(level, self.schedule)
-        channels = self.backbone.channels
-        return _expand(c_skip) * noisy + _expand(c_out) * output[..., :channels]
-
-    def estimate(
-        self,
-        x: Tensor,
-        level: Tensor,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        guidance: Tensor | float = 1.0,
-        guidance_channels: int | None = None,
-        use_ema: bool = False,
-    ) -> dict[str, Tensor | None]:
-        """Returns the estimate of the clean image, and the learned variance's channels if there are
-        any.
-
-        With guidance w the network's output is uncond + w (cond - uncond) (Ho and Salimans,
-        "Classifier-Free Diffusion Guidance", 2021); the variance stays conditional.
-
-        Args:
-            x: (B, H, W, C) noisy images.
-            level: (B,) or (), noise levels in the schedule's native coordinate.
-            label: (B,) int class labels; `num_classes` is the null label.
-            context: (B, L, D) conditioning sequence.
-            guidance: the scale w; exactly 1.0 asks the network once instead of twice.
-            guidance_channels: guide only that many first channels (official DiT: 3).
-            use_ema: whether the averaged weights answer.
-
-        Returns:
-            {"clean": (B, H, W, C) float32, "variance": (B, H, W, C) float32 or None}.
-        """
-        network = self.ema_backbone if use_ema else self.backbone
-        if network is None:
-            raise ValueError("This model keeps no average of its weights. Received: use_ema=True")
-        x = ops.cast(x, "float32")
-        level = ops.broadcast_to(ops.cast(level, "float32"), ops.shape(x)[:1])
-        condition = {"label": label, "context": context}
-        guided = not (isinstance(guidance, int | float) and guidance == 1.0)
-        if not guided:
-            output = self._network(network, x, level, condition, training=False)
-        else:
-            if label is None and context is None:
-                raise ValueError(
-                    "Guidance needs a condition to strengthen: give `label` or `context`, or leave "
-                    f"guidance at 1.0. Received: guidance={guidance}, label=None, context=None"
-                )
-            null = {
-                "label": None if label is None else ops.full_like(label, self.num_classes),
-                "context": None if context is None else ops.zeros_like(context),
-            }
-            both = {
-                k: None if v is None else ops.concatenate([v, null[k]])
-                for k, v in condition.items()
-            }
-            twice = self._network(
-                network, ops.concatenate([x, x]), ops.concatenate([level, level]), both, False
-            )
-            output, unconditional = ops.split(twice, 2)
-            channels = guidance_channels or self.backbone.channels
-            change = (guidance - 1.0) * (output - unconditional)[..., :channels]
-            rest = ops.zeros_like(output[..., channels:])
-            output = output + ops.concatenate([change, rest], axis=-1)
-        variance = None
-        if self.parameterization.learned_variance:
-            variance = output[..., self.backbone.channels :]
-        return {"clean": self._clean(x, level, output), "variance": variance}
-
-    def denoise(self, x: Tensor, level: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """Returns the estimate of the clean image (B, H, W, C) float32; the arguments are those of
-        `estimate`.
-        """
-        return self.estimate(x, level, *args, **kwargs)["clean"]
 
     # Training
 
@@ -293,8 +199,7 @@ class DiffusionModel(TrainStep, keras.Model):
     def prefers_jit(self) -> bool | str:
         """Returns the `jit_compile` that suits the backbone: a bool, or "auto" for Keras' choice.
 
-        On a CPU Keras would not use XLA with TensorFlow, which makes a transformer's step three
-        times as slow.
+        On a CPU Keras does not use XLA with TensorFlow by itself; a transformer is faster with it.
         """
         if keras.backend.backend() == "tensorflow":
             return getattr(self.backbone, "prefers_xla", "auto")
@@ -304,7 +209,9 @@ class DiffusionModel(TrainStep, keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x: object = None, y: object = None, **kwargs: object) -> keras.callbacks.History:
+    def fit(
+        self, x: object = None, y: object = None, *args: object, **kwargs: object
+    ) -> keras.callbacks.History:
         """Trains the model as `keras.Model.fit` does; arrays are checked before the first step."""
         if isinstance(x, dict):
             check_names(x)
@@ -314,7 +221,7 @@ class DiffusionModel(TrainStep, keras.Model):
             check_images(images, self.image_shape)
         if isinstance(labels, np.ndarray | list):
             check_labels(labels, self.num_classes)
-        return super().fit(x, y, **kwargs)
+        return super().fit(x, y, *args, **kwargs)
 
     def batch(self, inputs: object) -> dict[str, Tensor]:
         """Returns `inputs`, images or a dict, as a checked dict of tensors."""
@@ -340,7 +247,7 @@ class DiffusionModel(TrainStep, keras.Model):
         """
         image = ops.cast(image, "float32")
         a, b = self.parameterization.target_coefficients(level, self.schedule)
-        target = _expand(a) * image + _expand(b) * noise
+        target = expand(a) * image + expand(b) * noise
         _, c_out, _, _ = self.parameterization.coefficients(level, self.schedule)
         channels = self.backbone.channels
         error = ops.mean(ops.square(output[..., :channels] - target), axis=(1, 2, 3))
@@ -348,7 +255,7 @@ class DiffusionModel(TrainStep, keras.Model):
         loss = weight * error
         if self.parameterization.learned_variance:
             noisy = self.add_noise(image, noise, level)
-            clean = self._clean(noisy, level, output)
+            clean = self.clean(noisy, level, output)
             variance = output[..., channels:]
             loss = loss + variational_term(self.schedule, level, image, noisy, clean, variance)
         return loss
@@ -451,49 +358,5 @@ class DiffusionModel(TrainStep, keras.Model):
             return cls(**{k: _deserialize(v) for k, v in config.items()})
 
 
-def _expand(coefficient: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1)."""
-    return ops.reshape(coefficient, (-1, 1, 1, 1))
-
-
 def _deserialize(value: object) -> object:
     return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value
-
-
-def _check_parts(
-    backbone: keras.Model,
-    schedule: Schedule,
-    parameterization: Parameterization,
-    objective: Objective,
-    ema: Decay | None,
-) -> None:
-    for name, value, kind in (
-        ("schedule", schedule, Schedule),
-        ("parameterization", parameterization, Parameterization),
-        ("objective", objective, Objective),
-        ("ema", ema, Decay | None),
-    ):
-        if not isinstance(value, kind):
-            expected = getattr(kind, "__name__", "Decay or None")
-            raise ValueError(f"`{name}` must be a {expected}. Received: {name}={value!r}")
-    steps = getattr(schedule, "num_timesteps", None)
-    if steps != getattr(objective, "num_timesteps", None):
-        raise ValueError(
-            "The objective must draw the levels of the schedule: timesteps in the same number, or "
-            "noise "
-            f"levels that are not timesteps. Received: schedule with num_timesteps={steps}, "
-            "objective "
-            f"with num_timesteps={getattr(objective, 'num_timesteps', None)}"
-        )
-    learned = parameterization.learned_variance
-    if learned and not isinstance(schedule, DiscreteSchedule):
-        raise ValueError(
-            "A learned variance needs a schedule of timesteps, such as LinearBeta. "
-            f"Received: schedule={type(schedule).__name__}"
-        )
-    expected = backbone.channels * (2 if learned else 1)
-    if backbone.out_channels != expected:
-        raise ValueError(
-            f"With learned_variance={learned} the backbone must have out_channels={expected}. "
-            f"Received: out_channels={backbone.out_channels}"
-        )

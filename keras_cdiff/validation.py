@@ -1,17 +1,18 @@
-"""Checks of what a user hands to `fit`: arrays once before training, tensors by their static shape
-and dtype.
-"""
+"""Checks of what a user hands to a model: its parts, arrays before training, tensors by shape."""
 
 import keras
 import numpy as np
+
+from keras_cdiff.ema import Decay
+from keras_cdiff.objectives import Objective
+from keras_cdiff.parameterizations import Parameterization
+from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
 _NAMES = ("image", "label", "context", "level", "noise")
 
 
 def check_images(images: np.ndarray, image_shape: tuple[int, int, int]) -> None:
-    """Raises a ValueError unless `images` is a finite float array (N, *image_shape) within [-1,
-    1].
-    """
+    """Raises a ValueError unless `images` is finite float (N, *image_shape) in [-1, 1]."""
     _check_static(images.shape, str(images.dtype), image_shape)
     if not len(images):
         raise ValueError(f"`image` must hold at least one image. Received: shape={images.shape}")
@@ -60,6 +61,46 @@ def check_batch(batch: dict, image_shape: tuple[int, int, int], num_classes: int
     label = batch.get("label")
     if label is not None:
         _check_label_dtype(keras.backend.standardize_dtype(label.dtype), num_classes)
+
+
+def check_parts(
+    backbone: keras.Model,
+    schedule: Schedule,
+    parameterization: Parameterization,
+    objective: Objective,
+    ema: Decay | None,
+) -> None:
+    """Raises a ValueError unless the parts of a `DiffusionModel` fit together."""
+    for name, value, kind in (
+        ("schedule", schedule, Schedule),
+        ("parameterization", parameterization, Parameterization),
+        ("objective", objective, Objective),
+        ("ema", ema, Decay | None),
+    ):
+        if not isinstance(value, kind):
+            expected = getattr(kind, "__name__", "Decay or None")
+            raise ValueError(f"`{name}` must be a {expected}. Received: {name}={value!r}")
+    steps = getattr(schedule, "num_timesteps", None)
+    if steps != getattr(objective, "num_timesteps", None):
+        raise ValueError(
+            "The objective must draw the levels of the schedule: timesteps in the same number, or "
+            "noise "
+            f"levels that are not timesteps. Received: schedule with num_timesteps={steps}, "
+            "objective "
+            f"with num_timesteps={getattr(objective, 'num_timesteps', None)}"
+        )
+    learned = parameterization.learned_variance
+    if learned and not isinstance(schedule, DiscreteSchedule):
+        raise ValueError(
+            "A learned variance needs a schedule of timesteps, such as LinearBeta. "
+            f"Received: schedule={type(schedule).__name__}"
+        )
+    expected = backbone.channels * (2 if learned else 1)
+    if backbone.out_channels != expected:
+        raise ValueError(
+            f"With learned_variance={learned} the backbone must have out_channels={expected}. "
+            f"Received: out_channels={backbone.out_channels}"
+        )
 
 
 def _check_static(shape: tuple, dtype: str, image_shape: tuple[int, int, int]) -> None:

@@ -1,0 +1,114 @@
+"""Denoising: the estimate of the clean image that a network's output stands for, with guidance."""
+
+import keras
+from keras import ops
+
+Tensor = keras.KerasTensor
+
+
+def expand(coefficient: Tensor) -> Tensor:
+    """Returns one number a sample, (B,), as (B, 1, 1, 1)."""
+    return ops.reshape(coefficient, (-1, 1, 1, 1))
+
+
+class Denoising:
+    """Mixin of a model with a backbone, its average, a schedule and a parameterization."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.backbone.image_size, self.backbone.image_size, self.backbone.channels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, which is also the null label; 0 if the model takes no labels."""
+        return self.backbone.num_classes
+
+    def add_noise(self, image: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """Returns x_t = alpha x_0 + sigma eps for images and noise (B, H, W, C) at levels (B,)."""
+        return (
+            expand(self.schedule.alpha(level)) * image + expand(self.schedule.sigma(level)) * noise
+        )
+
+    def ask(
+        self, network: keras.Model, noisy: Tensor, level: Tensor, condition: dict, training: bool
+    ) -> Tensor:
+        """Returns a network's output on noisy images (B, H, W, C) at levels (B,)."""
+        _, _, c_in, c_noise = self.parameterization.coefficients(level, self.schedule)
+        return network(expand(c_in) * noisy, c_noise, **condition, training=training)
+
+    def clean(self, noisy: Tensor, level: Tensor, output: Tensor) -> Tensor:
+        """Returns the estimate of the clean images that a network's output stands for."""
+        c_skip, c_out, _, _ = self.parameterization.coefficients(level, self.schedule)
+        channels = self.backbone.channels
+        return expand(c_skip) * noisy + expand(c_out) * output[..., :channels]
+
+    def estimate(
+        self,
+        x: Tensor,
+        level: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        guidance: Tensor | float = 1.0,
+        guidance_channels: int | None = None,
+        use_ema: bool = False,
+    ) -> dict[str, Tensor | None]:
+        """Returns the estimate of the clean image, and the learned variance's channels if there are
+        any.
+
+        With guidance w the network's output is uncond + w (cond - uncond) (Ho and Salimans,
+        "Classifier-Free Diffusion Guidance", 2021); the variance stays conditional.
+
+        Args:
+            x: (B, H, W, C) noisy images.
+            level: (B,) or (), noise levels in the schedule's native coordinate.
+            label: (B,) int class labels; `num_classes` is the null label.
+            context: (B, L, D) conditioning sequence.
+            guidance: the scale w; exactly 1.0 asks the network once instead of twice.
+            guidance_channels: guide only that many first channels (official DiT: 3).
+            use_ema: whether the averaged weights answer.
+
+        Returns:
+            {"clean": (B, H, W, C) float32, "variance": (B, H, W, C) float32 or None}.
+        """
+        network = self.ema_backbone if use_ema else self.backbone
+        if network is None:
+            raise ValueError("This model keeps no average of its weights. Received: use_ema=True")
+        x = ops.cast(x, "float32")
+        level = ops.broadcast_to(ops.cast(level, "float32"), ops.shape(x)[:1])
+        condition = {"label": label, "context": context}
+        guided = not (isinstance(guidance, int | float) and guidance == 1.0)
+        if not guided:
+            output = self.ask(network, x, level, condition, training=False)
+        else:
+            if label is None and context is None:
+                raise ValueError(
+                    "Guidance needs a condition to strengthen: give `label` or `context`, or leave "
+                    f"guidance at 1.0. Received: guidance={guidance}, label=None, context=None"
+                )
+            null = {
+                "label": None if label is None else ops.full_like(label, self.num_classes),
+                "context": None if context is None else ops.zeros_like(context),
+            }
+            both = {
+                k: None if v is None else ops.concatenate([v, null[k]])
+                for k, v in condition.items()
+            }
+            twice = self.ask(
+                network, ops.concatenate([x, x]), ops.concatenate([level, level]), both, False
+            )
+            output, unconditional = ops.split(twice, 2)
+            channels = guidance_channels or self.backbone.channels
+            change = (guidance - 1.0) * (output - unconditional)[..., :channels]
+            rest = ops.zeros_like(output[..., channels:])
+            output = output + ops.concatenate([change, rest], axis=-1)
+        variance = None
+        if self.parameterization.learned_variance:
+            variance = output[..., self.backbone.channels :]
+        return {"clean": self.clean(x, level, output), "variance": variance}
+
+    def denoise(self, x: Tensor, level: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Returns the estimate of the clean image (B, H, W, C) float32; the arguments are those of
+        `estimate`.
+        """
+        return self.estimate(x, level, *args, **kwargs)["clean"]
