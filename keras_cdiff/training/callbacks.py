@@ -142,9 +142,10 @@ class SampleGrid(keras.callbacks.Callback):
         # Latents show their first three channels. A run that diverges is for its log to tell.
         shown = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
         images = to_uint8(np.nan_to_num(shown, posinf=1.0, neginf=-1.0))
-        save_image_grid(images, self.folder / f"step_{self._drawn:06d}.png", columns=8)
+        layout = {"columns": 8, "scale": display_scale(images)}
+        save_image_grid(images, self.folder / f"step_{self._drawn:06d}.png", **layout)
         if self.tensorboard is not None:
-            self.tensorboard.image(self._drawn, "samples", image_grid(images, columns=8))
+            self.tensorboard.image(self._drawn, "samples", image_grid(images, **layout))
 
 
 class StopAt(keras.callbacks.Callback):
@@ -169,6 +170,11 @@ class StopAt(keras.callbacks.Callback):
         self._last_batch = batch
         if self._step >= self.steps:
             self.model.stop_training = True
+
+
+def display_scale(images: np.ndarray) -> int:
+    """Returns the factor that makes small images (N, H, W, C) about 64 pixels high on screen."""
+    return max(1, 64 // images.shape[1])
 
 
 def class_labels(num_classes: int, num_samples: int) -> list[int] | None:

@@ -9,7 +9,7 @@ import numpy as np
 from keras_cdiff.data import save_image_grid, to_uint8
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import sample
-from keras_cdiff.training.callbacks import class_labels
+from keras_cdiff.training.callbacks import class_labels, display_scale
 from keras_cdiff.training.configuration import build_model, build_sampler, in_pixels, resolve
 from keras_cdiff.training.workdir import Workdir, load_network, write_whole
 
@@ -117,5 +117,5 @@ def generate(
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "samples.npz", lambda path: np.savez(path, arr_0=images))
-    save_image_grid(images, folder / "samples.png")
+    save_image_grid(images, folder / "samples.png", scale=display_scale(images))
     return images

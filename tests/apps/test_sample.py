@@ -42,7 +42,7 @@ def test_samples_of_a_run_are_written(workdir, tmp_path, run_app, backend):
         assert file["arr_0"].shape == (5, 8, 8, 3)
         written = file["arr_0"]
     with Image.open(output / "samples.png") as grid:
-        assert grid.size == (3 * 10 + 2, 2 * 10 + 2)
+        assert grid.size == (3 * 66 + 2, 2 * 66 + 2)
 
     model, config = training.load_run(workdir)
     options = {"num_samples": 5, "seed": 1, "sampler": "ddim", "num_steps": 3, "label": 2}

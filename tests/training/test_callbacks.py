@@ -89,7 +89,7 @@ def test_a_grid_shows_grey_rgb_and_the_first_channels_of_latents(
     grid._draw()
     with Image.open(tmp_path / "step_000000.png") as image:
         assert image.mode == mode
-        assert image.size == (8 * 10 + 2, 2 * 10 + 2)
+        assert image.size == (8 * 66 + 2, 2 * 66 + 2)
 
 
 @pytest.mark.backend_free

@@ -29,7 +29,7 @@ def test_samples_are_written_as_a_grid_and_as_8_bit_images(tmp_path, make_model,
         np.testing.assert_array_equal(file["arr_0"], images)
     assert (images.shape, images.dtype) == ((5, 8, 8, 3), np.uint8)
     with Image.open(tmp_path / "new" / "samples.png") as grid:
-        assert grid.size == (3 * 10 + 2, 2 * 10 + 2)
+        assert grid.size == (3 * 66 + 2, 2 * 66 + 2)
     assert len(list((tmp_path / "new").iterdir())) == 2
     # Classes in turn, the preset's sampler and steps, the averaged weights.
     expected = sample(model, 5, Heun(2), seed=3, label=[0, 1, 2, 0, 1], progress=False)
