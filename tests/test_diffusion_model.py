@@ -1,5 +1,8 @@
 """DiffusionModel: its losses against the official ones, its training on each backend, its state."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -336,6 +339,33 @@ def test_configuration_and_weights_survive_saving(make_model, batch, quick, tmp_
     other.load_weights(tmp_path / "model.weights.h5")
     for a, b in zip(weights_of(model), weights_of(other), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_fresh_process_loads_what_was_saved(make_model, batch, quick, tmp_path):
+    model = make_model(seed=2)
+    model.compile(keras.optimizers.Adam(1e-2), **quick)
+    model.fit(*batch, batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    images, labels = batch
+    np.savez(tmp_path / "batch.npz", images=images, labels=labels)
+    program = """
+import sys
+import keras, keras_cdiff, numpy as np
+folder = sys.argv[1]
+batch = np.load(f"{folder}/batch.npz")
+model = keras.saving.load_model(f"{folder}/model.keras")
+estimates = [
+    keras.ops.convert_to_numpy(model.denoise(batch["images"], 0.5, batch["labels"], use_ema=ema))
+    for ema in (False, True)
+]
+np.savez(f"{folder}/out.npz", estimates=estimates, iteration=int(model.iteration))
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    out = np.load(tmp_path / "out.npz")
+    assert out["iteration"] == 2
+    for average, estimate in zip((False, True), out["estimates"], strict=True):
+        expected = model.denoise(images, 0.5, labels, use_ema=average)
+        np.testing.assert_allclose(estimate, ops.convert_to_numpy(expected), atol=1e-5)
 
 
 # Bad input

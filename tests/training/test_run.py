@@ -84,7 +84,7 @@ def test_grids_of_samples_are_on_disk_and_in_tensorboard(finished, read_events):
     assert [event.step for event in images] == [4, 8, 9]
     grid = (workdir / "samples" / names[-1]).read_bytes()
     with Image.open(workdir / "samples" / names[-1]) as image:
-        assert image.size == (8 * 10 + 2, 4 * 10 + 2)
+        assert image.size == (8 * 66 + 2, 4 * 66 + 2)
         assert (images[-1].width, images[-1].height) == image.size
     assert grid != (workdir / "samples" / names[0]).read_bytes()
 
