@@ -44,7 +44,7 @@ $(addprefix test-,$(BACKENDS)): test-%: .venv/test
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[jax,torch,test]"
 	touch $@
 
-.venv/buildifier: tests/fetch_buildifier.py | .venv/bin/python
+.venv/buildifier: tests/fetch_buildifier.py | .venv/test
 	$(BIN)/python tests/fetch_buildifier.py $@
 
 clean:

@@ -10,17 +10,14 @@ import pytest
 
 pytestmark = pytest.mark.backend_free
 
-# Trains one step of plain gradient descent on given levels and noise, and saves what came of it.
-PROGRAM = """
+# Both programs build their models with it.
+MODEL = """
 import sys
 import keras
 import numpy as np
 from keras_cdiff import DiffusionModel, backbones, ema, objectives, parameterizations, schedules
 
-folder, backend = sys.argv[1:]
-data = dict(np.load(f"{folder}/data.npz"))
-results = {}
-for kind in ("edm", "ddpm"):
+def make_model(kind):
     size = dict(image_size=8, width=16, depth=2, num_heads=2, num_classes=3, label_dropout=0.0)
     if kind == "edm":
         parts = schedules.EDM(), parameterizations.EDMPreconditioning(), objectives.LogNormalSigma()
@@ -28,7 +25,17 @@ for kind in ("edm", "ddpm"):
         size["out_channels"] = 6
         learned = parameterizations.Epsilon(learned_variance=True)
         parts = schedules.LinearBeta(100), learned, objectives.UniformTimesteps(100)
-    model = DiffusionModel(backbones.DiT(**size), *parts, ema=ema.FixedDecay(0.5))
+    return DiffusionModel(backbones.DiT(**size), *parts, ema=ema.FixedDecay(0.5))
+
+"""
+
+# Trains one step of plain gradient descent on given levels and noise, and saves what came of it.
+PROGRAM = """
+folder, backend = sys.argv[1:]
+data = dict(np.load(f"{folder}/data.npz"))
+results = {}
+for kind in ("edm", "ddpm"):
+    model = make_model(kind)
     model.load_weights(f"{folder}/{kind}.weights.h5")
     for name in ("default", "eager"):
         start, before = model.get_weights(), model.backbone.get_weights()
@@ -43,10 +50,6 @@ np.savez(f"{folder}/{backend}.npz", **results)
 """
 
 MAKE = """
-import sys
-import numpy as np
-from keras_cdiff import DiffusionModel, backbones, objectives, parameterizations, schedules
-
 folder = sys.argv[1]
 rng = np.random.default_rng(0)
 image = np.tanh(rng.normal(size=(6, 8, 8, 3))).astype("float32")
@@ -58,15 +61,8 @@ np.savez(
     edm=np.float32([0.01, 0.1, 0.5, 1.0, 5.0, 40.0]),
     ddpm=np.float32([1, 7, 20, 50, 80, 99]),
 )
-size = dict(image_size=8, width=16, depth=2, num_heads=2, num_classes=3, label_dropout=0.0)
 for kind in ("edm", "ddpm"):
-    if kind == "edm":
-        parts = schedules.EDM(), parameterizations.EDMPreconditioning(), objectives.LogNormalSigma()
-    else:
-        size["out_channels"] = 6
-        learned = parameterizations.Epsilon(learned_variance=True)
-        parts = schedules.LinearBeta(100), learned, objectives.UniformTimesteps(100)
-    model = DiffusionModel(backbones.DiT(**size), *parts)
+    model = make_model(kind)
     for weight in model.backbone.trainable_weights:  # zero-initialised layers hide gradients
         weight.assign(np.array(weight) + 0.05 * rng.normal(size=weight.shape))
     model.save_weights(f"{folder}/{kind}.weights.h5")
@@ -75,7 +71,7 @@ for kind in ("edm", "ddpm"):
 
 def run(program, backend, *arguments):
     environment = {**os.environ, "KERAS_BACKEND": backend}
-    subprocess.run([sys.executable, "-c", program, *arguments], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", MODEL + program, *arguments], env=environment, check=True)
 
 
 def test_loss_and_gradient_step_agree(tmp_path):

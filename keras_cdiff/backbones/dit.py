@@ -108,7 +108,8 @@ class DiT(keras.Model):
         ValueError: if sizes do not fit each other, or an input does not fit the network.
     """
 
-    # XLA halves a step on a CPU too, where Keras would not use it with TensorFlow.
+    # By itself Keras does not use XLA with TensorFlow on a CPU, where a small DiT's step is a third
+    # faster with it.
     prefers_xla = True
 
     def __init__(
