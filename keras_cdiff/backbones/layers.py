@@ -32,6 +32,21 @@ def position_table(grid: int, width: int) -> np.ndarray:
     return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
 
 
+def level_angles(level: Tensor, count: int, endpoint: bool = False) -> Tensor:
+    """Returns the angles level w_i of sinusoids with w_i from 1 down to 1 / 10000, (B, count).
+
+    Args:
+        level: (B,), what the network is told of the noise level.
+        count: number of frequencies w_i = 10000^(-i / n).
+        endpoint: whether the last is 1 / 10000 itself (n = count - 1), or would be the next one
+            (n = count).
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5.
+    """
+    exponents = ops.arange(count, dtype="float32") * (-math.log(_MAX_PERIOD) / (count - endpoint))
+    return ops.cast(level, "float32")[:, None] * ops.exp(exponents)
+
+
 def layer_norm(x: Tensor) -> Tensor:
     """Returns (x - mean) / sqrt(variance + 1e-6) over the last axis, computed in float32.
 
@@ -58,13 +73,15 @@ def drop_labels(
 
 @keras.saving.register_keras_serializable("keras_cdiff")
 class TokenDense(keras.layers.Dense):
-    """A dense layer over tokens (B, N, D), computed as one matrix product over (B N, D)."""
+    """A dense layer over tokens (B, N, D) or pixels (B, H, W, D), computed as one matrix product
+    over (B N, D).
+    """
 
     # On CPU, JAX is twice as slow at the weight gradient of a product over (B, N, D).
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
-        num_tokens, width = inputs.shape[1:]
+        *positions, width = inputs.shape[1:]
         outputs = super().call(ops.reshape(inputs, (-1, width)), training=training)
-        return ops.reshape(outputs, (-1, num_tokens, self.units))
+        return ops.reshape(outputs, (-1, *positions, self.units))
 
 
 @keras.saving.register_keras_serializable("keras_cdiff")
@@ -99,9 +116,7 @@ class TimestepEmbedding(keras.layers.Layer):
         self.projection.build((None, self.width))
 
     def call(self, level: Tensor) -> Tensor:
-        half = self.num_frequencies // 2
-        exponents = ops.arange(half, dtype="float32") * (-math.log(_MAX_PERIOD) / half)
-        angles = ops.cast(level, "float32")[:, None] * ops.exp(exponents)
+        angles = level_angles(level, self.num_frequencies // 2)
         waves = ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)
         return self.projection(self.hidden(waves))
 
@@ -117,14 +132,32 @@ class SelfAttention(keras.layers.Layer):
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.
     """
 
-    def __init__(self, num_heads: int, **kwargs: object):
+    def __init__(
+        self,
+        num_heads: int,
+        qkv_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        projection_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        **kwargs: object,
+    ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
+        self.qkv_initializer = keras.initializers.get(qkv_initializer)
+        self.projection_initializer = keras.initializers.get(projection_initializer)
 
     def build(self, x_shape: tuple) -> None:
         width = x_shape[-1]
-        self.qkv = TokenDense(3 * width, dtype=self.dtype_policy, name="qkv")
-        self.projection = TokenDense(width, dtype=self.dtype_policy, name="projection")
+        self.qkv = TokenDense(
+            3 * width,
+            kernel_initializer=self.qkv_initializer,
+            dtype=self.dtype_policy,
+            name="qkv",
+        )
+        self.projection = TokenDense(
+            width,
+            kernel_initializer=self.projection_initializer,
+            dtype=self.dtype_policy,
+            name="projection",
+        )
         self.qkv.build(x_shape)
         self.projection.build(x_shape)
 
@@ -141,4 +174,10 @@ class SelfAttention(keras.layers.Layer):
         return self.projection(ops.reshape(attended, (-1, num_tokens, width)))
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "num_heads": self.num_heads}
+        serialize = keras.initializers.serialize
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "qkv_initializer": serialize(self.qkv_initializer),
+            "projection_initializer": serialize(self.projection_initializer),
+        }

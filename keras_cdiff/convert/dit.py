@@ -1,15 +1,15 @@
-"""Official checkpoints as Keras weights."""
+"""Official DiT checkpoints as Keras weights."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from keras_cdiff.backbones import DiT
+from keras_cdiff.convert.state_dict import Entry, check_constructor, check_entries, dense, plain
 
 # The official constructor's defaults.
-_DIT_DEFAULTS = {
+_DEFAULTS = {
     "input_size": 32,
     "patch_size": 2,
     "in_channels": 4,
@@ -21,14 +21,6 @@ _DIT_DEFAULTS = {
     "num_classes": 1000,
     "learn_sigma": True,
 }
-
-
-class _Entry(NamedTuple):
-    """Where an entry of a state dict goes: variable, official shape, change of layout."""
-
-    variable: keras.Variable
-    shape: tuple[int, ...]
-    layout: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 def dit_from_official(state_dict: Mapping[str, np.ndarray], **constructor: object) -> DiT:
@@ -48,12 +40,7 @@ def dit_from_official(state_dict: Mapping[str, np.ndarray], **constructor: objec
         ValueError: if an argument is unknown, or naming every entry that is missing, unexpected
             or of another shape.
     """
-    unknown = sorted(set(constructor) - set(_DIT_DEFAULTS))
-    if unknown:
-        raise ValueError(
-            f"The official DiT is configured by {', '.join(_DIT_DEFAULTS)}. Received: {unknown}"
-        )
-    official = {**_DIT_DEFAULTS, **constructor}
+    official = check_constructor("DiT", _DEFAULTS, constructor)
     if official["num_classes"] < 1:
         raise ValueError(
             "The official DiT has at least one class. "
@@ -71,10 +58,11 @@ def dit_from_official(state_dict: Mapping[str, np.ndarray], **constructor: objec
         label_dropout=official["class_dropout_prob"],
         out_channels=official["in_channels"] * (2 if official["learn_sigma"] else 1),
     )
-    entries = _dit_entries(network)
+    entries = _entries(network)
     state_dict = {name: np.asarray(value) for name, value in state_dict.items()}
     positions = keras.ops.convert_to_numpy(network.positions)[None]
-    _check(state_dict, {"pos_embed": positions.shape} | {k: v.shape for k, v in entries.items()})
+    shapes = {"pos_embed": positions.shape} | {k: v.shape for k, v in entries.items()}
+    check_entries(state_dict, shapes)
     if not np.allclose(state_dict["pos_embed"], positions, atol=1e-5):
         raise ValueError(
             "`pos_embed` must be the fixed sin-cos table of the official code, which a Keras DiT "
@@ -86,23 +74,7 @@ def dit_from_official(state_dict: Mapping[str, np.ndarray], **constructor: objec
     return network
 
 
-def _check(state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises a ValueError unless the state dict has exactly the entries and shapes of `shapes`."""
-    problems = [f"{name} is missing" for name in shapes if name not in state_dict]
-    problems += [f"{name} is not expected" for name in state_dict if name not in shapes]
-    problems += [
-        f"{name} has the shape {state_dict[name].shape} instead of {shape}"
-        for name, shape in shapes.items()
-        if name in state_dict and state_dict[name].shape != shape
-    ]
-    if problems:
-        raise ValueError(
-            "The state dict must be that of the network that the constructor's arguments describe. "
-            f"Received: {'; '.join(problems)}"
-        )
-
-
-def _dit_entries(network: DiT) -> dict[str, _Entry]:
+def _entries(network: DiT) -> dict[str, Entry]:
     p, channels = network.patch_size, network.channels
 
     def patch_kernel(kernel: np.ndarray) -> np.ndarray:
@@ -110,13 +82,11 @@ def _dit_entries(network: DiT) -> dict[str, _Entry]:
         return kernel.transpose(2, 3, 1, 0).reshape(-1, network.width)
 
     entries = {
-        "x_embedder.proj.weight": _Entry(
+        "x_embedder.proj.weight": Entry(
             network.patch_embedding.kernel, (network.width, channels, p, p), patch_kernel
         ),
-        "x_embedder.proj.bias": _Entry(network.patch_embedding.bias, (network.width,)),
-        "y_embedder.embedding_table.weight": _Entry(
-            network.label_embedding.embeddings, tuple(network.label_embedding.embeddings.shape)
-        ),
+        "x_embedder.proj.bias": plain(network.patch_embedding.bias),
+        "y_embedder.embedding_table.weight": plain(network.label_embedding.embeddings),
     }
     dense_layers = {
         "t_embedder.mlp.0": network.level_embedding.hidden,
@@ -130,9 +100,6 @@ def _dit_entries(network: DiT) -> dict[str, _Entry]:
         dense_layers[f"blocks.{i}.attn.proj"] = block.attention.projection
         dense_layers[f"blocks.{i}.mlp.fc1"] = block.hidden
         dense_layers[f"blocks.{i}.mlp.fc2"] = block.projection
-    for name, dense in dense_layers.items():
-        entries[f"{name}.weight"] = _Entry(
-            dense.kernel, tuple(dense.kernel.shape)[::-1], np.transpose
-        )
-        entries[f"{name}.bias"] = _Entry(dense.bias, tuple(dense.bias.shape))
+    for name, layer in dense_layers.items():
+        entries |= dense(name, layer)
     return entries

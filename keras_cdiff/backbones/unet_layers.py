@@ -1,0 +1,266 @@
+"""Layers of the U-Nets: resampling by two, and the residual block that all of them are made of."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_cdiff.backbones.layers import SelfAttention, TokenDense
+
+Tensor = keras.KerasTensor
+
+
+def downsample(x: Tensor, taps: Sequence[float] = (1, 1), padded: bool = False) -> Tensor:
+    """Returns images at half the resolution: filtered by `taps` along both axes, every other pixel
+    kept.
+
+    Args:
+        x: (B, H, W, C), H and W even.
+        taps: symmetric filter of even length, scaled here to sum 1; (1, 1) is the mean of 2 x 2.
+        padded: whether x already has the border that the filter reaches into; else it is black.
+    """
+    taps = np.divide(taps, np.sum(taps))
+    reach = len(taps) // 2 - 1
+    for axis in (1, 2):
+        x = x if padded else _pad(x, axis, reach)
+        pairs = ops.reshape(x, (-1, *_split(x.shape, axis)))
+        even, odd = (
+            (pairs[:, :, 0], pairs[:, :, 1])
+            if axis == 1
+            else (
+                pairs[:, :, :, 0],
+                pairs[:, :, :, 1],
+            )
+        )
+        size = pairs.shape[axis] - reach
+        x = sum(
+            float(taps[2 * i + phase]) * _crop(pixels, axis, i, size)
+            for phase, pixels in enumerate((even, odd))
+            for i in range(len(taps) // 2)
+        )
+    return x
+
+
+def upsample(x: Tensor, taps: Sequence[float] = (1, 1)) -> Tensor:
+    """Returns images at twice the resolution: zeros between the pixels, filtered by `taps` along
+    both axes, brightness kept.
+
+    Args:
+        x: (B, H, W, C).
+        taps: symmetric filter of even length; (1, 1) repeats every pixel.
+    """
+    taps = 2.0 * np.divide(taps, np.sum(taps))
+    if len(taps) == 2:
+        return ops.repeat(ops.repeat(x, 2, axis=1), 2, axis=2)
+    reach = len(taps) // 2 - 1
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = _pad(x, axis, reach)
+        phases = [
+            sum(
+                float(taps[j]) * _crop(padded, axis, reach + (phase + reach - j) // 2, size)
+                for j in range(len(taps))
+                if (phase + reach - j) % 2 == 0
+            )
+            for phase in (0, 1)
+        ]
+        shape = [*x.shape[1:]]
+        shape[axis - 1] *= 2
+        x = ops.reshape(ops.stack(phases, axis=axis + 1), (-1, *shape))
+    return x
+
+
+def _pad(x: Tensor, axis: int, width: int) -> Tensor:
+    if width == 0:
+        return x
+    return ops.pad(x, [(width, width) if i == axis else (0, 0) for i in range(4)])
+
+
+def _split(shape: Sequence[int], axis: int) -> list[int]:
+    """The shape without the batch, `axis` split into pairs."""
+    sizes = [*shape[1:]]
+    sizes[axis - 1 : axis] = [shape[axis] // 2, 2]
+    return sizes
+
+
+def _crop(x: Tensor, axis: int, start: int, size: int) -> Tensor:
+    if start == 0 and x.shape[axis] == size:
+        return x
+    return x[:, start : start + size] if axis == 1 else x[:, :, start : start + size]
+
+
+def group_norm(
+    channels: int, epsilon: float, dtype: keras.DTypePolicy, name: str
+) -> keras.layers.GroupNormalization:
+    """Returns group normalisation with at most 32 groups and at least 4 channels in each."""
+    groups = min(32, channels // 4)
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            "A U-Net normalises groups of 4 channels or more, at most 32 groups: the width of "
+            "each level must be a multiple of 4, and beyond 128 of 32. "
+            f"Received: a level with {channels} channels"
+        )
+    return keras.layers.GroupNormalization(groups, epsilon=epsilon, dtype=dtype, name=name)
+
+
+@keras.saving.register_keras_serializable("keras_cdiff")
+class UNetBlock(keras.layers.Layer):
+    """A residual block, told of the noise level, that may resample by two and attend to all pixels.
+
+        h = conv(resample(silu(norm(x)))),  h = conv(dropout(silu(modulated norm(h))))
+        y = scale (h + skip(x)),  then y = scale (y + attention(norm(y)))
+
+    Args:
+        channels: channels of the output.
+        resample: None, "down" or "up".
+        num_heads: attention heads, 0 for none.
+        dropout: probability in [0, 1) with which activations are dropped in training.
+        adaptive_scale: whether the embedding scales and shifts the second norm's output (ADM), or
+            is added before that norm (DDPM++).
+        skip_scale: the factor `scale` of both sums.
+        project_skip: whether a resampled skip is also projected where its channels stay.
+        resample_filter: taps of the resampling filter.
+        epsilon: added to the variance in the norms.
+        initializer: of all kernels but those of the last convolution and of the attention.
+        output_initializer: of the last convolution and of the attention's projection.
+        attention_initializer: of the attention's queries, keys and values.
+
+    Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
+        Equations", 2021, appendix H; Dhariwal and Nichol, "Diffusion Models Beat GANs on Image
+        Synthesis", 2021, section 3.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        resample: str | None = None,
+        num_heads: int = 0,
+        dropout: float = 0.0,
+        adaptive_scale: bool = False,
+        skip_scale: float = 1.0,
+        project_skip: bool = True,
+        resample_filter: Sequence[float] = (1, 1),
+        epsilon: float = 1e-6,
+        initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        output_initializer: str | keras.initializers.Initializer = "zeros",
+        attention_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        **kwargs: object,
+    ):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.resample = resample
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.adaptive_scale = adaptive_scale
+        self.skip_scale = skip_scale
+        self.project_skip = project_skip
+        self.resample_filter = tuple(resample_filter)
+        self.epsilon = epsilon
+        get = keras.initializers.get
+        self.initializer = get(initializer)
+        self.output_initializer = get(output_initializer)
+        self.attention_initializer = get(attention_initializer)
+
+    def build(self, x_shape: tuple, embedding_shape: tuple) -> None:
+        policy, channels = self.dtype_policy, self.channels
+        _, height, width, channels_in = x_shape
+        factor = {None: 1.0, "down": 0.5, "up": 2.0}[self.resample]
+        shape = (None, int(height * factor), int(width * factor), channels)
+        self.norm_in = group_norm(channels_in, self.epsilon, policy, "norm_in")
+        self.norm_in.build(x_shape)
+        self.conv_in = keras.layers.Conv2D(
+            channels,
+            3,
+            padding="same",
+            dtype=policy,
+            name="conv_in",
+            kernel_initializer=self.initializer,
+        )
+        self.conv_in.build((*shape[:3], channels_in))
+        # Noise levels are float32 under every policy.
+        self.modulation = keras.layers.Dense(
+            channels * (2 if self.adaptive_scale else 1),
+            dtype="float32",
+            name="modulation",
+            kernel_initializer=self.initializer,
+        )
+        self.modulation.build(embedding_shape)
+        self.norm_out = group_norm(channels, self.epsilon, policy, "norm_out")
+        self.norm_out.build(shape)
+        self.conv_out = keras.layers.Conv2D(
+            channels,
+            3,
+            padding="same",
+            kernel_initializer=self.output_initializer,
+            dtype=policy,
+            name="conv_out",
+        )
+        self.conv_out.build(shape)
+        self.skip = None
+        if channels != channels_in or (self.resample and self.project_skip):
+            self.skip = TokenDense(
+                channels, dtype=policy, name="skip", kernel_initializer=self.initializer
+            )
+            self.skip.build((*shape[:3], channels_in))
+        self.attention = None
+        if self.num_heads:
+            self.norm_attention = group_norm(channels, self.epsilon, policy, "norm_attention")
+            self.norm_attention.build(shape)
+            self.attention = SelfAttention(
+                self.num_heads,
+                qkv_initializer=self.attention_initializer,
+                projection_initializer=self.output_initializer,
+                dtype=policy,
+                name="attention",
+            )
+            self.attention.build((None, shape[1] * shape[2], channels))
+
+    def call(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        seed_generator: keras.random.SeedGenerator | None = None,
+        training: bool = False,
+    ) -> Tensor:
+        """Maps images (B, H, W, C), told of the noise level by the embedding (B, D) float32, to
+        images; `seed_generator` draws the dropout.
+        """
+        h = self.conv_in(self._resampled(ops.silu(self.norm_in(x))))
+        modulation = ops.cast(self.modulation(embedding)[:, None, None], self.compute_dtype)
+        if self.adaptive_scale:
+            scale, shift = ops.split(modulation, 2, axis=-1)
+            h = self.norm_out(h) * (1.0 + scale) + shift
+        else:
+            h = self.norm_out(h + modulation)
+        h = ops.silu(h)
+        if training and self.dropout > 0.0:
+            h = keras.random.dropout(h, self.dropout, seed=seed_generator)
+        h = self.conv_out(h)
+        x = self._resampled(x)
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.attention is not None:
+            tokens = ops.reshape(self.norm_attention(x), (-1, x.shape[1] * x.shape[2], x.shape[3]))
+            attended = ops.reshape(self.attention(tokens), (-1, *x.shape[1:]))
+            x = (attended + x) * self.skip_scale
+        return x
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample is None:
+            return x
+        return (downsample if self.resample == "down" else upsample)(x, self.resample_filter)
+
+    def get_config(self) -> dict:
+        names = (
+            "channels resample num_heads dropout adaptive_scale skip_scale project_skip "
+            "resample_filter epsilon"
+        )
+        initializers = "initializer output_initializer attention_initializer"
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in names.split()},
+            **{
+                name: keras.initializers.serialize(getattr(self, name))
+                for name in initializers.split()
+            },
+        }

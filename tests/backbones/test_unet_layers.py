@@ -1,0 +1,76 @@
+"""Resampling and the block of the U-Nets."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_cdiff.backbones.unet_layers import UNetBlock, downsample, upsample
+
+
+def brute_force(x, taps, up):
+    """Resampling as its definition says, pixel by pixel: zeros between, filter, pick."""
+    taps = np.divide(taps, np.sum(taps)) * (2 if up else 1)
+    reach = len(taps) // 2 - 1
+    for axis in (1, 2):
+        x = np.moveaxis(x, axis, 0)
+        size = len(x)
+        out = np.zeros((2 * size if up else size // 2, *x.shape[1:]))
+        for n in range(len(out)):
+            for j, tap in enumerate(taps):
+                position = n + reach - j if up else 2 * n + j - reach
+                if up and position % 2:
+                    continue
+                position = position // 2 if up else position
+                if 0 <= position < size:
+                    out[n] += tap * x[position]
+        x = np.moveaxis(out, 0, axis)
+    return x
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 5, 5, 2, 1)])
+def test_resampling_is_filtering(taps, up):
+    x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype("float32")
+    actual = (upsample if up else downsample)(ops.convert_to_tensor(x), taps)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(actual), brute_force(x, taps, up), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1)])
+def test_resampling_keeps_brightness(taps):
+    x = ops.ones((1, 12, 12, 1))
+    inside = ops.convert_to_numpy(downsample(x, taps))[:, 1:-1, 1:-1]
+    np.testing.assert_allclose(inside, 1.0, atol=1e-6)
+    inside = ops.convert_to_numpy(upsample(x, taps))[:, 2:-2, 2:-2]
+    np.testing.assert_allclose(inside, 1.0, atol=1e-6)
+
+
+def test_a_block_starts_as_its_skip():
+    block = UNetBlock(8, num_heads=2, skip_scale=1.0)
+    block.build((None, 4, 4, 8), (None, 16))
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 8)).astype("float32")
+    output = block(x, np.ones((2, 16), "float32"))
+    np.testing.assert_allclose(ops.convert_to_numpy(output), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("adaptive_scale", [False, True])
+def test_a_block_is_told_of_the_level(adaptive_scale):
+    block = UNetBlock(8, adaptive_scale=adaptive_scale, output_initializer="glorot_uniform")
+    block.build((None, 4, 4, 8), (None, 16))
+    x = np.random.default_rng(0).normal(size=(1, 4, 4, 8)).astype("float32")
+    first, second = (
+        ops.convert_to_numpy(block(x, value * np.ones((1, 16), "float32"))) for value in (0.0, 1.0)
+    )
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_block_configuration():
+    block = UNetBlock(8, resample="up", num_heads=2, dropout=0.1, resample_filter=(1, 3, 3, 1))
+    restored = UNetBlock.from_config(block.get_config())
+    assert restored.get_config() == block.get_config()
+    restored.build((None, 4, 4, 4), (None, 16))
+    block.build((None, 4, 4, 4), (None, 16))
+    assert [w.shape for w in restored.weights] == [w.shape for w in block.weights]
+    assert keras.saving.get_registered_object("keras_cdiff>UNetBlock") is UNetBlock

@@ -1,0 +1,295 @@
+"""The U-Nets against the official code's numbers, and their own promises."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_cdiff.backbones import DhariwalUNet, SongUNet
+from keras_cdiff.convert import edm_from_official
+from keras_cdiff.parameterizations import (
+    EDMPreconditioning,
+    IDDPMPreconditioning,
+    VEPreconditioning,
+    VPPreconditioning,
+)
+
+FILES = [
+    "edm_ddpmpp_uncond",
+    "edm_ddpmpp_cond",
+    "edm_ncsnpp_cond",
+    "edm_skip_uncond",
+    "edm_adm_cond",
+    "edm_adm_iddpm",
+]
+PRECONDITIONINGS = {
+    "EDMPrecond": EDMPreconditioning(),
+    "VPPrecond": VPPreconditioning(),
+    "VEPrecond": VEPreconditioning(),
+    "iDDPMPrecond": IDDPMPreconditioning(),
+}
+
+
+def song(**overrides):
+    sizes = {
+        "image_size": 8,
+        "width": 8,
+        "channel_multipliers": (1, 2),
+        "num_blocks": 1,
+        "attention_resolutions": (4,),
+    }
+    return SongUNet(**{**sizes, **overrides})
+
+
+def dhariwal(**overrides):
+    sizes = {
+        "image_size": 8,
+        "width": 8,
+        "channel_multipliers": (1, 2),
+        "num_blocks": 1,
+        "attention_resolutions": (4,),
+        "head_channels": 8,
+    }
+    return DhariwalUNet(**{**sizes, **overrides})
+
+
+def close(actual, expected, **tolerance):
+    actual = ops.convert_to_numpy(ops.cast(actual, "float32"))
+    np.testing.assert_allclose(actual, expected, rtol=0, **tolerance)
+
+
+def last(images):
+    """Official images (B, C, H, W) with their channels last."""
+    return np.moveaxis(images, 1, -1)
+
+
+@pytest.fixture(scope="module")
+def official(golden):
+    """A function: the name of a golden file -> the network with its weights, and the file."""
+    networks = {}
+
+    def load(name):
+        data = golden(name)
+        if name not in networks:
+            networks[name] = edm_from_official(
+                data.folder("weights"), data.config["model_type"], **data.config["constructor"]
+            )
+        return networks[name], data
+
+    return load
+
+
+def condition(network, data, augment=True):
+    told = {}
+    if network.num_classes:
+        rows = data["in/class_labels"]
+        told["label"] = np.where(rows.any(1), rows.argmax(1), network.num_classes).astype("int32")
+    if augment and network.augment_features:
+        told["augment"] = data["in/augment_labels"]
+    return told
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_output_is_that_of_the_official_network(official, name):
+    network, data = official(name)
+    x, level = last(data["in/x"]), data["in/noise_labels"]
+    close(network(x, level, **condition(network, data)), last(data["out/raw"]), atol=1e-4)
+    if "out/raw_noaug" in data:
+        told = condition(network, data, augment=False)
+        close(network(x, level, **told), last(data["out/raw_noaug"]), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "edm_skip_uncond"])
+def test_level_embedding_is_the_official_one(official, name):
+    network, data = official(name)
+    level = ops.convert_to_tensor(data["in/noise_labels"])
+    waves = ops.convert_to_numpy(network.embed_level(level))
+    if isinstance(network, SongUNet):  # the official code swaps the halves afterwards
+        waves = np.roll(waves, waves.shape[1] // 2, axis=1)
+    close(waves, data["out/sub_map_noise"], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "edm_skip_uncond"])
+def test_every_preconditioned_network_denoises_as_the_official_one(official, name):
+    network, data = official(name)
+    tested = [kind for kind in PRECONDITIONINGS if f"in/{kind}/x" in data]
+    assert tested
+    for kind in tested:
+        x, sigma = last(data[f"in/{kind}/x"]), data[f"in/{kind}/sigma"]
+        skip, out, scale, told_level = (
+            ops.convert_to_numpy(c) for c in PRECONDITIONINGS[kind].coefficients(sigma)
+        )
+        told = condition(network, data)
+        labels = [("D", told)]
+        if network.num_classes:
+            labels.append(("D_nolabel", {**told, "label": None}))
+        for output, told in labels:
+            f = network(scale[:, None, None, None] * x, told_level, **told)[..., :3]
+            f = ops.convert_to_numpy(f)
+            if output == "D":
+                # VP's official c_noise loses digits at little noise.
+                tolerance = 2e-3 if kind == "VPPrecond" else 2e-4
+                close(f, last(data[f"out/{kind}/F"])[..., :3], atol=tolerance)
+            clean = skip[:, None, None, None] * x + out[:, None, None, None] * f
+            expected = last(data[f"out/{kind}/{output}"])
+            close(clean, expected, atol=1e-4 * np.abs(expected).max())
+
+
+# Counted in the official code.
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (lambda: SongUNet(32, channel_multipliers=(2, 2, 2), augment_features=9), 55_733_891),
+        (
+            lambda: SongUNet(32, channel_multipliers=(2, 2, 2), augment_features=9, num_classes=10),
+            55_735_299,
+        ),
+        (
+            lambda: SongUNet(
+                32,
+                channel_multipliers=(2, 2, 2),
+                augment_features=9,
+                num_classes=10,
+                embedding="fourier",
+                noise_multiplier=2,
+                encoder="residual",
+                resample_filter=(1, 3, 3, 1),
+            ),
+            56_400_643,
+        ),
+        (lambda: SongUNet(64, augment_features=9), 61_805_571),
+        (lambda: DhariwalUNet(64, num_classes=1000), 295_899_267),
+    ],
+    ids=["ddpmpp-cifar10", "ddpmpp-cifar10-cond", "ncsnpp-cifar10-cond", "ddpmpp-64", "adm-64"],
+)
+def test_published_networks_have_their_number_of_parameters(make, count):
+    # No memory is allocated: variables that a stateless scope does not initialise have only shapes.
+    with keras.StatelessScope(initialize_variables=False):
+        network = make()
+    assert sum(int(np.prod(weight.shape)) for weight in network.trainable_weights) == count
+    keras.utils.clear_session()
+
+
+@pytest.mark.parametrize("make", [song, dhariwal])
+def test_starts_near_zero(make):
+    network = make(num_classes=3, augment_features=9)
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    output = network(
+        x, np.float32([-1.0, 1.0]), np.array([0, 3]), augment=np.ones((2, 9), "float32")
+    )
+    close(output, np.zeros_like(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("make", [song, dhariwal])
+def test_conditions_and_output_are_float32_under_every_policy(make, policy):
+    single = make(num_classes=3, augment_features=9, dropout=0.0)
+    generator = np.random.default_rng(0)
+    for weight in single.trainable_weights:
+        weight.assign(0.2 * generator.normal(size=weight.shape))
+    mixed = make(num_classes=3, augment_features=9, dropout=0.0, dtype=policy)
+    mixed.set_weights(single.get_weights())
+    level, label = np.float32([-1.55, 1.1]), np.array([0, 3])
+    augment = generator.normal(size=(2, 9)).astype("float32")
+    embedded = [network.embed(level, label, augment, False) for network in (single, mixed)]
+    close(embedded[1], ops.convert_to_numpy(embedded[0]), atol=1e-6)
+    x = generator.normal(size=(2, 8, 8, 3)).astype("float32")
+    outputs = [network(x, level, label, augment=augment) for network in (single, mixed)]
+    assert keras.backend.standardize_dtype(outputs[1].dtype) == "float32"
+    expected = ops.convert_to_numpy(outputs[0])
+    close(outputs[1], expected, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("make", [song, dhariwal])
+def test_configuration_builds_the_same_network(make):
+    options = {"num_classes": 3, "augment_features": 9, "out_channels": 6, "label_dropout": 0.2}
+    if make is song:
+        options |= {
+            "embedding": "fourier",
+            "noise_multiplier": 2,
+            "encoder": "residual",
+            "decoder": "skip",
+            "resample_filter": (1, 3, 3, 1),
+            "adaptive_scale": True,
+        }
+    else:
+        options |= {"middle_attention": False}
+    network = make(**options)
+    restored = type(network).from_config(network.get_config())
+    assert restored.get_config() == network.get_config()
+    restored.set_weights(network.get_weights())
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    level = np.float32([-1.0, 1.0])
+    close(restored(x, level), ops.convert_to_numpy(network(x, level)), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [song, dhariwal])
+def test_dropout_is_active_in_training_alone_and_follows_its_seed(make):
+    network = make(dropout=0.5)
+    for weight in network.trainable_weights:
+        weight.assign(0.2 * np.random.default_rng(1).normal(size=weight.shape))
+    x, level = np.ones((2, 8, 8, 3), "float32"), np.float32([0.0, 1.0])
+
+    def run(**kwargs):
+        network.seed_generator.state.assign([7, 0])
+        return ops.convert_to_numpy(network(x, level, **kwargs))
+
+    np.testing.assert_array_equal(run(training=True), run(training=True))
+    assert np.abs(run(training=True) - run()).max() > 1e-3
+
+
+@pytest.mark.parametrize("make", [song, dhariwal])
+def test_no_label_is_the_null_label(make):
+    network = make(num_classes=3)
+    for weight in network.trainable_weights:
+        weight.assign(0.2 * np.random.default_rng(1).normal(size=weight.shape))
+    x, level = np.ones((2, 8, 8, 3), "float32"), np.float32([0.0, 1.0])
+    null = ops.convert_to_numpy(network(x, level, np.array([3, 3])))
+    close(network(x, level), null, atol=0.0)
+    assert np.abs(ops.convert_to_numpy(network(x, level, np.array([0, 1]))) - null).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (song, {"width": 6}, "a level with 18 channels"),
+        (song, {"image_size": 9}, "image_size=9"),
+        (song, {"attention_resolutions": (16,)}, "attention_resolutions=\\(16,\\)"),
+        (song, {"channel_multipliers": ()}, "channel_multipliers=\\(\\)"),
+        (song, {"dropout": 1.0}, "dropout=1.0"),
+        (song, {"label_dropout": -0.1}, "label_dropout=-0.1"),
+        (song, {"num_blocks": 0}, "num_blocks=0"),
+        (song, {"num_classes": -1}, "num_classes=-1"),
+        (song, {"embedding": "sine"}, "embedding='sine'"),
+        (song, {"encoder": "dense"}, "encoder='dense'"),
+        (song, {"decoder": "residual"}, "decoder='residual'"),
+        (song, {"resample_filter": (1, 2, 1)}, "resample_filter=\\(1, 2, 1\\)"),
+        (song, {"resample_filter": (1, 2)}, "resample_filter=\\(1, 2\\)"),
+        (song, {"noise_multiplier": 0}, "noise_multiplier=0"),
+        (dhariwal, {"head_channels": 64}, "16 channels"),
+    ],
+)
+def test_sizes_that_do_not_fit(make, arguments, message):
+    with pytest.raises(ValueError, match=f"Received: {message}"):
+        make(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": np.zeros((2, 4, 4, 3), "float32")}, "x.shape=\\(2, 4, 4, 3\\)"),
+        ({"label": np.zeros(2, "int32")}, "label.shape=\\(2,\\)"),
+        ({"context": np.zeros((2, 1, 1), "float32")}, "context.shape=\\(2, 1, 1\\)"),
+        ({"augment": np.zeros((2, 9), "float32")}, "augment.shape=\\(2, 9\\)"),
+    ],
+)
+def test_inputs_that_do_not_fit(arguments, message):
+    inputs = {"x": np.zeros((2, 8, 8, 3), "float32"), "level": np.zeros(2, "float32")}
+    with pytest.raises(ValueError, match=f"Received: {message}"):
+        song()(**{**inputs, **arguments})
+
+
+def test_augment_of_another_length():
+    inputs = np.zeros((2, 8, 8, 3), "float32"), np.zeros(2, "float32")
+    with pytest.raises(ValueError, match=r"shape \(batch, 9\).*Received: augment.shape=\(2, 8\)"):
+        song(augment_features=9)(*inputs, augment=np.zeros((2, 8), "float32"))
