@@ -80,27 +80,41 @@ def check_parts(
         if not isinstance(value, kind):
             expected = getattr(kind, "__name__", "Decay or None")
             raise ValueError(f"`{name}` must be a {expected}. Received: {name}={value!r}")
-    steps = getattr(schedule, "num_timesteps", None)
-    if steps != getattr(objective, "num_timesteps", None):
-        raise ValueError(
-            "The objective must draw the levels of the schedule: timesteps in the same number, or "
-            "noise "
-            f"levels that are not timesteps. Received: schedule with num_timesteps={steps}, "
-            "objective "
-            f"with num_timesteps={getattr(objective, 'num_timesteps', None)}"
-        )
+    _check_levels(schedule, objective)
     learned = parameterization.learned_variance
     if learned and not isinstance(schedule, DiscreteSchedule):
         raise ValueError(
             "A learned variance needs a schedule of timesteps, such as LinearBeta. "
             f"Received: schedule={type(schedule).__name__}"
         )
-    expected = backbone.channels * (2 if learned else 1)
+    expected = backbone.channels * parameterization.output_multiple
     if backbone.out_channels != expected:
         raise ValueError(
-            f"With learned_variance={learned} the backbone must have out_channels={expected}. "
-            f"Received: out_channels={backbone.out_channels}"
+            f"With {type(parameterization).__name__}(learned_variance={learned}) the backbone must "
+            f"have out_channels={expected}. Received: out_channels={backbone.out_channels}"
         )
+
+
+def _check_levels(schedule: Schedule, objective: Objective) -> None:
+    """Raises a ValueError unless all levels that the objective draws are levels of the schedule."""
+    (first, last), (low, high) = objective.support, schedule.domain
+    if schedule.coordinate == "timestep":
+        inside = (first, last) == (low, high)
+    else:
+        inside = low <= first and last <= high
+    if objective.coordinate != schedule.coordinate or not inside:
+        raise ValueError(
+            f"The objective must draw levels of the schedule, here {schedule.coordinate} within "
+            f"[{low:g}, {high:g}], not {objective.coordinate} within [{first:g}, {last:g}]: choose "
+            "an objective of that kind and range. "
+            f"Received: schedule={_described(schedule)}, objective={_described(objective)}"
+        )
+
+
+def _described(part: Schedule | Objective) -> str:
+    numbers = {k: v for k, v in part.get_config().items() if isinstance(v, int | float)}
+    arguments = ", ".join(f"{name}={value}" for name, value in numbers.items())
+    return f"{type(part).__name__}({arguments})"
 
 
 def _check_static(shape: tuple, dtype: str, image_shape: tuple[int, int, int]) -> None:

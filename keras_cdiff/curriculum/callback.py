@@ -70,14 +70,7 @@ class CurriculumCallback(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        low, high = model.objective.support
-        first, last = self.clusters.full_interval
-        if first < low or last > high:
-            raise ValueError(
-                f"The clusters must lie within the noise levels [{low:g}, {high:g}) that the "
-                "model's "
-                f"objective draws. Received: edges from {first:g} to {last:g}"
-            )
+        self.clusters = self._within(model.objective.support, model.schedule.coordinate)
         model.track_clusters(self.clusters.edges)
         # Held directly: on JAX every use of `self.model` during fit copies the state back.
         self._state = model.curriculum_state
@@ -138,7 +131,7 @@ class CurriculumCallback(keras.callbacks.Callback):
         }
         self.history.append(record)
         if self.verbose:
-            name = "t" if hasattr(self.model.schedule, "num_timesteps") else "sigma"
+            name = self.model.schedule.coordinate
             low, high = self.interval
             cause = f"stage {previous} ended: {reason}" if previous else reason
             print(
@@ -146,6 +139,19 @@ class CurriculumCallback(keras.callbacks.Callback):
                 f"{name} in [{low:.4g}, {high:.4g}) ({cause})",
                 flush=True,
             )
+
+    def _within(self, support: tuple[float, float], coordinate: str) -> Clusters:
+        """Returns the clusters, the outer two cut off where no continuous level is drawn."""
+        edges = np.asarray(self.clusters.edges, dtype="float64")
+        inside = np.clip(edges, *support)
+        changed = inside[[0, -1]].tolist() != edges[[0, -1]].tolist()
+        if np.any(np.diff(inside) <= 0.0) or (changed and coordinate == "timestep"):
+            low, high = support
+            raise ValueError(
+                f"The clusters must lie within the noise levels [{low:g}, {high:g}) that the "
+                f"model's objective draws. Received: edges from {edges[0]:g} to {edges[-1]:g}"
+            )
+        return Clusters(inside.tolist(), self.clusters.name) if changed else self.clusters
 
     def _write_state(self) -> None:
         self._state.assign(np.asarray([self.stage, *self.pacing.state], dtype="float32"))

@@ -128,10 +128,10 @@ def snr_clusters(schedule: object, num_clusters: int, snr: str = "log") -> Clust
     The partition of t = 0..T-1 that minimises sum over clusters [l..r] of sum_t |v_t - v_c|, with
     v = log SNR and c = round((l + r + 1) / 2), half to even, found exactly by dynamic programming.
 
-    A continuous schedule is first cut into 1,000 cells, each standing for the level in its middle:
-    of equal width in ln(level) where the level is sigma itself (alpha = 1, as in EDM), of equal
-    width in the level otherwise. Where the level is sigma the outer edges then become 0 and
-    infinity, because the schedule's bounds are the sampler's and the noise itself has none.
+    The bounds of a continuous schedule are first cut into 1,000 cells, each standing for the level
+    in its middle: of equal width in ln(sigma) where the image is not scaled (alpha = 1, as in EDM
+    and VE), of equal width in the level otherwise. The outer edges are those of the schedule's
+    domain: 0 and infinity for EDM, whose bounds are a sampler's alone.
 
     Args:
         schedule: a `keras_cdiff.schedules.Schedule`.
@@ -217,12 +217,11 @@ def _grid(schedule: object) -> tuple[np.ndarray, np.ndarray]:
     # Halves of cells: even entries are borders, odd ones the middles.
     if np.all(schedule.alpha_sigma(bounds)[0] == 1.0):
         points = np.geomspace(*bounds, 2 * GRID_CELLS + 1)
-        levels = points[1::2].copy()
-        points[0], points[-1] = 0.0, np.inf
     else:
         points = np.linspace(*bounds, 2 * GRID_CELLS + 1)
-        levels = points[1::2]
-    return points[::2], levels
+    borders, levels = points[::2].copy(), points[1::2]
+    borders[[0, -1]] = schedule.domain
+    return borders, levels
 
 
 def _optimal_edges(values: np.ndarray, num_clusters: int) -> np.ndarray:

@@ -5,12 +5,20 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff import CurriculumCallback
+from keras_cdiff import (
+    CurriculumCallback,
+    DiffusionModel,
+    backbones,
+    objectives,
+    parameterizations,
+    schedules,
+)
 from keras_cdiff.curriculum import (
     Clusters,
     FixedPacing,
     PatiencePacing,
     quantile_clusters,
+    snr_clusters,
     uniform_clusters,
 )
 
@@ -198,3 +206,55 @@ def test_clusters_must_fit_model_and_saved_stage(make_model, batch, quick):
     train(model, batch, [curriculum], epochs=2)
     with pytest.raises(ValueError, match="stage=3"):
         train(model, batch, [CurriculumCallback([0, 50, 100], verbose=0)], epochs=1)
+
+
+PROCESSES = {
+    "edm": (schedules.EDM(), parameterizations.EDMPreconditioning(), objectives.LogNormalSigma()),
+    "uniform ln sigma": (
+        schedules.EDM(0.02, 100.0),
+        parameterizations.VEPreconditioning(),
+        objectives.LogUniformSigma(),
+    ),
+    "ve": (
+        schedules.VE(),
+        parameterizations.VEPreconditioning(),
+        objectives.LogUniformVariance(),
+    ),
+    "vp": (schedules.VP(), parameterizations.VPPreconditioning(), objectives.UniformTime(1e-5)),
+    "flow": (
+        schedules.RectifiedFlow(),
+        parameterizations.Velocity(),
+        objectives.LogitNormalTime(),
+    ),
+}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_clusters_of_every_continuous_process_cover_what_is_drawn(process):
+    network = backbones.DiT(8, width=8, depth=1, num_heads=2)
+    model = DiffusionModel(network, *PROCESSES[process], ema=None)
+    partitions = [quantile_clusters(model.objective, n) for n in (5, 20)]
+    partitions += [snr_clusters(model.schedule, n) for n in (5, 20)]
+    for clusters in partitions:
+        curriculum = CurriculumCallback(clusters, verbose=0)
+        curriculum.set_model(model)
+        assert curriculum.clusters.full_interval == model.objective.support
+        assert curriculum.clusters.num_clusters == clusters.num_clusters
+        curriculum.on_train_begin()
+        low, high = ops.convert_to_numpy(model.noise_interval)
+        assert low == pytest.approx(clusters.edges[-2])
+        assert high == np.float32(model.objective.support[1])
+        model.curriculum_state.assign(np.zeros(4, "float32"))
+
+
+def test_a_flow_trains_under_the_curriculum(batch, quick):
+    network = backbones.DiT(8, width=16, depth=1, num_heads=2, num_classes=3)
+    model = DiffusionModel(network, *PROCESSES["flow"])
+    model.compile(keras.optimizers.Adam(1e-2), **quick)
+    curriculum = CurriculumCallback(uniform_clusters(model.schedule, 3), FixedPacing(4), verbose=0)
+    recorder = Recorder(curriculum)
+    train(model, batch, [curriculum, recorder], epochs=20)
+    assert recorder.intervals[0] == pytest.approx((2 / 3, 1.0))
+    assert recorder.intervals[-1] == (0.0, 1.0)
+    # At much noise a blank network's loss is that of the noise and the image together.
+    assert np.mean(recorder.losses[-8:]) < 0.9 * recorder.losses[0]

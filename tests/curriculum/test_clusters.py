@@ -11,8 +11,15 @@ from keras_cdiff.curriculum.clusters import (
     snr_clusters,
     uniform_clusters,
 )
-from keras_cdiff.objectives import LogNormalSigma, UniformTimesteps
-from keras_cdiff.schedules import EDM, Cosine, LinearBeta
+from keras_cdiff.objectives import (
+    LogitNormalTime,
+    LogNormalSigma,
+    LogUniformSigma,
+    LogUniformVariance,
+    UniformTime,
+    UniformTimesteps,
+)
+from keras_cdiff.schedules import EDM, VE, VP, Cosine, LinearBeta, RectifiedFlow
 
 pytestmark = pytest.mark.backend_free
 
@@ -30,15 +37,6 @@ class GivenLogSNR:
     def alpha_sigma(self, level):
         log_snr = self.log_snr[np.asarray(level, dtype=int)]
         return np.exp(log_snr / 2), np.ones_like(log_snr)
-
-
-class StraightPath:
-    """alpha = 1 - t, sigma = t on [0, 1]."""
-
-    bounds = (0.0, 1.0)
-
-    def alpha_sigma(self, level):
-        return 1.0 - level, level
 
 
 def partition_cost(values, edges):
@@ -280,7 +278,7 @@ def test_log_snr_of_sigma_is_equal_widths_in_ln_sigma(num_clusters):
 
 
 def test_snr_on_a_continuous_schedule_with_bounds():
-    clusters = snr_clusters(StraightPath(), 4)
+    clusters = snr_clusters(RectifiedFlow(), 4)
     assert clusters.full_interval == (0.0, 1.0)
     # log SNR = 2 ln((1 - t) / t) is odd about t = 1/2, where it is also flattest.
     np.testing.assert_allclose(clusters.edges + clusters.edges[::-1], 1.0, atol=0.01)
@@ -320,6 +318,55 @@ def test_quantiles_of_timesteps_are_whole_and_even(num_timesteps, num_clusters):
     assert edges[0] == 0
     assert edges[-1] == num_timesteps
     assert np.ptp(np.diff(edges)) <= 1
+
+
+# Continuous schedules, each with an objective that draws its levels
+
+
+@pytest.mark.parametrize("num_clusters", [5, 20])
+@pytest.mark.parametrize(
+    ("schedule", "objective"),
+    [
+        (EDM(), LogNormalSigma()),
+        (VP(), UniformTime(low=1e-5)),
+        (VE(), LogUniformVariance()),
+        (RectifiedFlow(), UniformTime()),
+        (RectifiedFlow(), LogitNormalTime()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_continuous_clusters_divide_the_support(schedule, objective, num_clusters):
+    for clusters in (
+        snr_clusters(schedule, num_clusters),
+        quantile_clusters(objective, num_clusters),
+    ):
+        assert clusters.num_clusters == num_clusters
+        np.testing.assert_allclose(clusters.full_interval, objective.support, rtol=1e-14)
+        assert clusters.full_interval[0] >= objective.support[0]
+        assert clusters.full_interval[1] <= objective.support[1]
+        # Training restricts levels in float32: no cluster may vanish there.
+        assert np.all(np.diff(clusters.edges.astype("float32")) > 0)
+
+
+def test_uniform_clusters_of_the_flow():
+    edges = uniform_clusters(RectifiedFlow(), 4).edges
+    np.testing.assert_array_equal(edges, [0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+def test_quantiles_of_uniform_and_log_uniform_levels():
+    edges = quantile_clusters(UniformTime(0.2, 0.7), 5).edges
+    np.testing.assert_allclose(edges, np.linspace(0.2, 0.7, 6), rtol=1e-12)
+    edges = quantile_clusters(LogUniformSigma(0.02, 100.0), 5).edges
+    np.testing.assert_allclose(edges, np.geomspace(0.02, 100.0, 6), rtol=1e-12)
+    squared = quantile_clusters(LogUniformVariance(0.02, 100.0), 5).edges
+    np.testing.assert_allclose(squared, edges**2, rtol=1e-12)
+
+
+def test_quantiles_of_logit_normal_times_are_symmetric():
+    edges = quantile_clusters(LogitNormalTime(), 4).edges
+    np.testing.assert_allclose(edges + edges[::-1], 1.0, rtol=1e-12)
+    # The quartiles of a normal are at 0.6745 standard deviations.
+    assert edges[3] == pytest.approx(1 / (1 + np.exp(-0.67449)), rel=1e-5)
 
 
 # What all three share
