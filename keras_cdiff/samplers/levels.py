@@ -6,7 +6,9 @@ import numpy as np
 
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
-SPACINGS = ("linspace", "leading", "trailing")
+TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
+CONTINUOUS_SPACINGS = ("linspace", "linear", "geometric", "rho")
+SPACINGS = tuple(dict.fromkeys(TIMESTEP_SPACINGS + CONTINUOUS_SPACINGS))
 
 
 def noise_levels(
@@ -17,19 +19,24 @@ def noise_levels(
 ) -> np.ndarray:
     """Returns the noise levels at which a sampler asks the network, from the noisiest down.
 
-    Discrete schedules are respaced (`respaced_timesteps`). Continuous ones whose lowest level still
-    holds noise follow EDM,
+    Discrete schedules are respaced (`respaced_timesteps`). Levels of continuous ones run from the
+    schedule's highest, i = 0, to its lowest, i = n - 1:
 
-        level_i = (high^(1/rho) + i / (n - 1) (low^(1/rho) - high^(1/rho)))^rho,
+    - "linear": evenly. If the lowest level holds no noise, n equal steps end there.
+    - "geometric": by a constant factor, high (low / high)^(i / (n - 1)), as for `VE` in EDM.
+    - "rho": EDM's grid of the ratio r = sigma / alpha,
 
-    and the others take n equal steps down to the clean image.
+          r_i = (r_high^(1/rho) + i / (n - 1) (r_low^(1/rho) - r_high^(1/rho)))^rho.
+
+    - "linspace": "rho" where the highest level holds signal and the lowest noise, such as in `EDM`,
+      `VP` and `VE`; otherwise, such as in `RectifiedFlow`, "linear".
 
     Args:
         schedule: the schedule of the model.
         num_steps: number of levels n; for discrete schedules also one count a section.
-        spacing: "linspace", "leading" or "trailing" (the last two for discrete schedules only), or
-            the levels themselves, descending.
-        rho: exponent of the continuous grid, > 0; larger puts more steps at little noise.
+        spacing: "linspace", "leading" or "trailing" for discrete schedules; "linspace", "linear",
+            "geometric" or "rho" for continuous ones; or the levels themselves, descending.
+        rho: exponent of the grid, > 0; larger puts more steps at little noise.
 
     Returns:
         float64 array (n,), descending.
@@ -38,7 +45,7 @@ def noise_levels(
         ValueError: if the schedule has no such levels.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
-        2022, equation 5.
+        2022, equation 5 and table 1.
     """
     if not isinstance(spacing, str):
         return _explicit_levels(schedule, spacing)
@@ -46,18 +53,42 @@ def noise_levels(
         return respaced_timesteps(schedule.num_timesteps, num_steps, spacing)[::-1].astype(
             "float64"
         )
-    if spacing != "linspace" or not isinstance(num_steps, int):
+    if spacing not in CONTINUOUS_SPACINGS or not isinstance(num_steps, int):
         raise ValueError(
             f"{type(schedule).__name__} has no discrete timesteps: give `num_steps` as one "
-            'integer, and leave `spacing` at "linspace" or list the levels. '
+            f"integer, and `spacing` as one of {CONTINUOUS_SPACINGS} or list the levels. "
             f"Received: num_steps={num_steps}, spacing={spacing!r}"
         )
-    low, high = schedule.bounds
-    if schedule.alpha_sigma(np.array(low))[1] == 0.0:
+    return _continuous_levels(schedule, num_steps, spacing, rho)
+
+
+def _continuous_levels(schedule: Schedule, num_steps: int, spacing: str, rho: float) -> np.ndarray:
+    high, low = ends = np.array(schedule.bounds)[::-1]
+    alpha, sigma = schedule.alpha_sigma(ends)
+    has_noise, has_signal = sigma[1] > 0.0, alpha[0] > 0.0
+    if spacing == "linspace":
+        spacing = "rho" if has_noise and has_signal else "linear"
+    if (spacing == "rho" and not (has_noise and has_signal)) or (
+        spacing == "geometric" and low <= 0.0
+    ):
+        raise ValueError(
+            f'spacing="{spacing}" cannot span the levels of {type(schedule).__name__}, '
+            f'{low} to {high}: use spacing="linear", or list the levels. '
+            f"Received: spacing={spacing!r}"
+        )
+    if spacing == "linear":
+        if has_noise:
+            return np.linspace(high, low, num_steps)
         return np.linspace(high, low, num_steps + 1)[:-1]
-    ends = np.array([high, low]) ** (1.0 / rho)
-    levels = (ends[0] + np.linspace(0.0, 1.0, num_steps) * (ends[1] - ends[0])) ** rho
-    return np.clip(levels, low, high)
+    if spacing == "geometric":
+        levels = high * (low / high) ** np.linspace(0.0, 1.0, num_steps)
+    else:
+        start, end = (sigma / alpha) ** (1.0 / rho)
+        levels = schedule.level_at(
+            (start + np.linspace(0.0, 1.0, num_steps) * (end - start)) ** rho
+        )
+    levels[-1], levels[0] = low, high  # exactly; a single level is the highest
+    return levels
 
 
 def respaced_timesteps(
@@ -86,8 +117,11 @@ def respaced_timesteps(
         ValueError: if there are fewer timesteps than steps, or the spacing is unknown.
     """
     counts = [num_steps] if isinstance(num_steps, int) else list(num_steps)
-    if spacing not in SPACINGS:
-        raise ValueError(f"`spacing` must be one of {SPACINGS}. Received: spacing={spacing!r}")
+    if spacing not in TIMESTEP_SPACINGS:
+        raise ValueError(
+            f"`spacing` of timesteps must be one of {TIMESTEP_SPACINGS}. "
+            f"Received: spacing={spacing!r}"
+        )
     if spacing != "linspace" and len(counts) > 1:
         raise ValueError(
             'Counts by section need spacing="linspace". '
@@ -129,10 +163,11 @@ def _explicit_levels(schedule: Schedule, levels: Sequence[float]) -> np.ndarray:
     low, high = schedule.bounds
     discrete = isinstance(schedule, DiscreteSchedule)
     inside = np.all((levels >= low) & ((levels < high) if discrete else (levels <= high)))
-    if not inside or np.any(np.diff(levels) >= 0.0) or (discrete and np.any(levels % 1.0)):
+    noisy = inside and np.all(schedule.alpha_sigma(levels)[1] > 0.0)
+    if not noisy or np.any(np.diff(levels) >= 0.0) or (discrete and np.any(levels % 1.0)):
         kind = f"integers in 0..{high - 1:.0f}" if discrete else f"numbers in [{low}, {high}]"
         raise ValueError(
-            f"Levels of {type(schedule).__name__} must be descending {kind}. "
+            f"Levels of {type(schedule).__name__} must be descending {kind}, and hold noise. "
             f"Received: spacing={levels.tolist()}"
         )
     return levels

@@ -11,7 +11,7 @@ from keras_cdiff.samplers.estimator import estimator
 from keras_cdiff.samplers.guidance import Guidance
 from keras_cdiff.samplers.heun import Heun
 from keras_cdiff.samplers.sampler import Denoise, Sampler
-from keras_cdiff.schedules import DiscreteSchedule
+from keras_cdiff.schedules import DiscreteSchedule, RectifiedFlow
 
 
 def sample(
@@ -36,7 +36,8 @@ def sample(
         model: a `DiffusionModel`.
         num_samples: number of images N >= 1.
         sampler: how; by default `DDIM(50)` on discrete timesteps, with estimates clamped for images
-            of 1 or 3 channels but not for latents, and `Heun(18)` on other schedules.
+            of 1 or 3 channels but not for latents; `Heun(25, coordinate="level")` on
+            `RectifiedFlow`, as many network calls; and `Heun(18)` on other schedules.
         seed: seed of the first sample, the others follow by ones; or N seeds; >= 0.
         label: class of all samples or N classes, each in 0..num_classes, where num_classes is the
             null label. None: the null label.
@@ -58,22 +59,23 @@ def sample(
     sampler = sampler or _default_sampler(model)
     guidance = Guidance.of(guidance)
     use_ema = use_ema and model.ema_backbone is not None
+    levels = sampler.table(model.schedule)["level"]
+    _check_levels(model, levels)
     seeds = _seeds(seed, num_samples)
     condition = _condition(model, num_samples, label, context, guidance)
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
-    network = estimator(model, use_ema, guidance)
 
     size = min(batch_size, num_samples)
     starts = range(0, num_samples, size)
-    num_steps = len(sampler.levels(model.schedule))
-    bar = keras.utils.Progbar(len(starts) * num_steps) if progress else None
+    bar = keras.utils.Progbar(len(starts) * len(levels)) if progress else None
     images = np.empty((num_samples, *model.image_shape), dtype="float32")
     for start in starts:
         batch = slice(start, min(start + size, num_samples))
         draw_noise = _noise(seeds[batch], size, model.image_shape)
         denoise = _denoise(
-            network,
+            model,
+            use_ema,
             {name: _fill(value[batch], size) for name, value in condition.items()},
             guidance,
         )
@@ -89,18 +91,37 @@ def sample(
 def _default_sampler(model: keras.Model) -> Sampler:
     if isinstance(model.schedule, DiscreteSchedule):
         return DDIM(50, clip=model.image_shape[-1] in (1, 3))
+    if isinstance(model.schedule, RectifiedFlow):
+        return Heun(25, coordinate="level")
     return Heun(18)
 
 
-def _denoise(network: keras.Model, condition: dict, guidance: Guidance) -> Denoise:
+def _check_levels(model: keras.Model, levels: np.ndarray) -> None:
+    """Raises if the network's output stands for no clean image at one of the levels."""
+    c_skip, c_out, _, _ = model.parameterization.coefficients(levels, model.schedule)
+    finite = ops.convert_to_numpy(ops.isfinite(c_skip) & ops.isfinite(c_out))
+    if not np.all(finite):
+        parameterization, schedule = (
+            type(part).__name__ for part in (model.parameterization, model.schedule)
+        )
+        raise ValueError(
+            f"With {parameterization} no clean image can be estimated at level "
+            f"{levels[~finite][0]} of {schedule}, which holds no signal or no noise: build the "
+            "model with a parameterization such as Velocity, or give the sampler levels between "
+            f"as `spacing`. Received: parameterization={parameterization}, schedule={schedule}"
+        )
+
+
+def _denoise(model: keras.Model, use_ema: bool, condition: dict, guidance: Guidance) -> Denoise:
     """Returns (x, level) -> estimate for one batch."""
-    inputs = dict(condition)
-    if guidance.active:
-        inputs["guidance"] = np.float32(guidance.scale)
 
     def denoise(x: object, level: float) -> dict:
-        levels = np.full(len(x), level, dtype="float32")
-        estimate = network.predict_on_batch({"x": x, "level": levels, **inputs})
+        # Outside of the guidance's interval the network is asked once instead of twice.
+        here = guidance if guidance.covers(level) else Guidance(1.0)
+        inputs = {"x": x, "level": np.full(len(x), level, dtype="float32"), **condition}
+        if here.active:
+            inputs["guidance"] = np.float32(here.scale)
+        estimate = estimator(model, use_ema, here).predict_on_batch(inputs)
         estimate = {name: ops.convert_to_tensor(value) for name, value in estimate.items()}
         return {"variance": None, **estimate}
 

@@ -28,10 +28,11 @@ class Sampler(abc.ABC):
     Args:
         num_steps: number of steps, >= 1; with discrete timesteps and linspace spacing also a
             sequence of counts, one a section of the timesteps, noisiest section last.
-        spacing: which of the discrete timesteps are visited: "linspace", "leading" or "trailing"
-            (`levels.respaced_timesteps`); or the levels themselves, descending, on any schedule:
-            `num_steps` is then their number.
-        rho: exponent of the grid of levels of continuous schedules (`levels.noise_levels`), > 0.
+        spacing: which levels are visited: of discrete timesteps "linspace", "leading" or "trailing"
+            (`levels.respaced_timesteps`); of continuous schedules "linear", "geometric", "rho", or
+            "linspace" for what fits the schedule (`levels.noise_levels`); or the levels themselves,
+            descending, on any schedule: `num_steps` is then their number.
+        rho: exponent of the "rho" grid of levels, > 0.
         clip: whether each estimate of the clean image is clamped to [-1, 1]. For images in pixels,
             not for latents.
     """

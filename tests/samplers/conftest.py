@@ -1,5 +1,7 @@
 """A small network and exact denoisers for the samplers' tests."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -7,9 +9,9 @@ from keras import ops
 
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.ema import FixedDecay
-from keras_cdiff.objectives import LogNormalSigma, UniformTimesteps
-from keras_cdiff.parameterizations import EDMPreconditioning, Epsilon
-from keras_cdiff.schedules import EDM, LinearBeta, Schedule
+from keras_cdiff.objectives import LogitNormalTime, LogNormalSigma, UniformTimesteps
+from keras_cdiff.parameterizations import EDMPreconditioning, Epsilon, Velocity
+from keras_cdiff.schedules import EDM, LinearBeta, RectifiedFlow
 
 
 @keras.saving.register_keras_serializable("samplers_tests")
@@ -53,7 +55,7 @@ class SmallNetwork(keras.Model):
 
 @pytest.fixture
 def small_model():
-    """A function that builds a compiled model of a small network: kind "timesteps" or "edm"."""
+    """A function that builds a compiled small model: kind "timesteps", "edm" or "flow"."""
 
     def build(kind="timesteps", ema=0.5, learned_variance=False, **network):
         if learned_variance:
@@ -61,6 +63,7 @@ def small_model():
         parts = {
             "timesteps": (LinearBeta(100), Epsilon(learned_variance), UniformTimesteps(100)),
             "edm": (EDM(), EDMPreconditioning(), LogNormalSigma()),
+            "flow": (RectifiedFlow(), Velocity(), LogitNormalTime()),
         }[kind]
         average = None if ema is None else FixedDecay(ema)
         model = DiffusionModel(SmallNetwork(**network), *parts, ema=average)
@@ -83,28 +86,6 @@ def epsilon_denoiser():
         return denoise
 
     return build
-
-
-class StraightLine(Schedule):
-    """x_t = (1 - t) x_0 + t eps: starts without any signal and ends without any noise."""
-
-    @property
-    def bounds(self):
-        return 0.0, 1.0
-
-    def alpha_sigma(self, level):
-        return 1.0 - level, level
-
-    def alpha(self, level):
-        return 1.0 - level
-
-    def sigma(self, level):
-        return level
-
-
-@pytest.fixture
-def straight_line():
-    return StraightLine()
 
 
 class GaussianData:
@@ -137,3 +118,58 @@ class GaussianData:
 @pytest.fixture
 def gaussian_data():
     return GaussianData()
+
+
+class TwoPoints:
+    """Pixels that are `size` or -`size`, for which the best denoiser is known."""
+
+    size = 0.5
+
+    def denoiser(self, schedule):
+        def denoise(x, level):
+            alpha, sigma = schedule.alpha_sigma(np.array(level))
+            return {"clean": self.size * np.tanh(self.size * alpha * x / sigma**2)}
+
+        return denoise
+
+    def flow(self, x, start, end):
+        """The probability-flow ODE's exact solution from (alpha, sigma) `start` to `end`.
+
+        In one dimension it keeps every pixel at its quantile.
+        """
+
+        def distribution(x, alpha, sigma):
+            erf = np.vectorize(math.erf)
+            ends = [(x + sign * alpha * self.size) / (sigma * math.sqrt(2.0)) for sign in (-1, 1)]
+            return 0.5 + 0.25 * (erf(ends[0]) + erf(ends[1]))
+
+        quantile = distribution(x, *start)
+        low, high = np.full_like(x, -10.0), np.full_like(x, 10.0)
+        for _ in range(60):
+            middle = (low + high) / 2.0
+            below = distribution(middle, *end) < quantile
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return (low + high) / 2.0
+
+
+@pytest.fixture
+def two_points():
+    return TwoPoints()
+
+
+@pytest.fixture
+def integrate():
+    """A function: the states that a sampler visits, its steps taken in float64 NumPy."""
+
+    def states(sampler, schedule, denoise, x):
+        table = sampler.table(schedule)
+        clean = np.zeros_like(x)
+        visited = [x]
+        for i in range(len(table["level"])):
+            row = {name: column[i] for name, column in table.items()}
+            last = i == len(table["level"]) - 1
+            x, clean = sampler.step(denoise, x, clean, row, last=last)
+            visited.append(x)
+        return visited
+
+    return states

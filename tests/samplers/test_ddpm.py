@@ -3,7 +3,7 @@ import pytest
 from keras import ops
 
 from keras_cdiff.samplers import DDIM, DDPM
-from keras_cdiff.schedules import EDM, Cosine, LinearBeta
+from keras_cdiff.schedules import EDM, VE, VP, Cosine, LinearBeta, RectifiedFlow
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,9 @@ def test_reproduces_gaussian_data(gaussian_data, schedule, variance, num_steps, 
     assert abs(values.std() / gaussian_data.deviation - 1.0) < tolerance
 
 
-@pytest.mark.parametrize("schedule", [LinearBeta(1000), Cosine(1000), EDM()])
+@pytest.mark.parametrize(
+    "schedule", [LinearBeta(1000), Cosine(1000), EDM(), RectifiedFlow(), VP(), VE()]
+)
 def test_small_variance_is_ddim_with_eta_one(gaussian_data, schedule):
     generator = np.random.default_rng(0)
     x = generator.standard_normal((2, 4, 4, 3), dtype="float32")

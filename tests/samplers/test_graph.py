@@ -4,13 +4,32 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.samplers import DDIM, DDPM, Heun
-from keras_cdiff.schedules import EDM, LinearBeta
+from keras_cdiff.samplers import DDIM, DDPM, DPMSolver, Euler, Heun
+from keras_cdiff.schedules import EDM, LinearBeta, RectifiedFlow
+
+TIMESTEPS, SIGMAS, FLOW = LinearBeta(1000), EDM(), RectifiedFlow()
 
 
-@pytest.mark.parametrize("schedule", [LinearBeta(1000), EDM()])
 @pytest.mark.parametrize(
-    "sampler", [DDPM(5, "small"), DDPM(5, "learned"), DDIM(5), DDIM(5, eta=0.5), Heun(5)]
+    ("sampler", "schedule"),
+    [
+        (DDPM(5, "small"), TIMESTEPS),
+        (DDPM(5, "small"), SIGMAS),
+        (DDPM(5, "learned"), TIMESTEPS),
+        (DDPM(5, "learned"), SIGMAS),
+        (DDIM(5), TIMESTEPS),
+        (DDIM(5), SIGMAS),
+        (DDIM(5, eta=0.5), TIMESTEPS),
+        (DDIM(5, eta=0.5), SIGMAS),
+        (Heun(5), TIMESTEPS),
+        (Heun(5, s_churn=2.0), SIGMAS),
+        (Heun(5, coordinate="level"), FLOW),
+        (Euler(5, s_churn=2.0), TIMESTEPS),
+        (Euler(5, "level", s_churn=2.0), FLOW),
+        (DPMSolver(5), TIMESTEPS),
+        (DPMSolver(5), SIGMAS),
+        (DPMSolver(5), FLOW),
+    ],
 )
 def test_a_loop_over_table_rows_equals_the_trajectory(sampler, schedule):
     num_steps = 5

@@ -3,7 +3,7 @@ import pytest
 
 from keras_cdiff.samplers import DDIM, DDPM, Heun
 from keras_cdiff.samplers.levels import noise_levels, respaced_timesteps
-from keras_cdiff.schedules import EDM, LinearBeta
+from keras_cdiff.schedules import EDM, VE, VP, LinearBeta, RectifiedFlow
 
 pytestmark = pytest.mark.backend_free
 
@@ -62,8 +62,8 @@ def test_one_continuous_step_starts_at_sigma_max():
     assert Heun(1).levels(EDM()).tolist() == [80.0]
 
 
-def test_continuous_levels_without_noise_at_the_end_are_even(straight_line):
-    np.testing.assert_allclose(Heun(4).levels(straight_line), [1.0, 0.75, 0.5, 0.25])
+def test_continuous_levels_without_noise_at_the_end_are_even():
+    np.testing.assert_allclose(Heun(4).levels(RectifiedFlow()), [1.0, 0.75, 0.5, 0.25])
 
 
 def test_levels_can_be_listed():
@@ -82,6 +82,7 @@ def test_levels_can_be_listed():
         (LinearBeta(100), [3.5, 1]),
         (EDM(), [81.0, 1.0]),
         (EDM(), [1.0, 0.0]),
+        (RectifiedFlow(), [1.0, 0.0]),
     ],
 )
 def test_listed_levels_must_fit_the_schedule(schedule, levels):
@@ -101,6 +102,42 @@ def test_listed_levels_must_fit_the_schedule(schedule, levels):
 def test_impossible_respacing(num_steps, spacing, message):
     with pytest.raises(ValueError, match=message):
         DDPM(num_steps, spacing=spacing).levels(LinearBeta(100))
+
+
+def test_linear_levels():
+    np.testing.assert_allclose(
+        Heun(4, spacing="linear").levels(VP(epsilon_t=0.1)), [1.0, 0.7, 0.4, 0.1]
+    )
+    np.testing.assert_allclose(
+        Heun(4, spacing="linear").levels(RectifiedFlow()), [1.0, 0.75, 0.5, 0.25]
+    )
+
+
+@pytest.mark.parametrize("schedule", [EDM(0.01, 10.0), VE(0.01, 10.0)])
+def test_geometric_levels(schedule):
+    _, sigma = schedule.alpha_sigma(Heun(4, spacing="geometric").levels(schedule))
+    np.testing.assert_allclose(sigma, [10.0, 1.0, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE()])
+def test_rho_levels_are_of_the_ratio(schedule):
+    levels = Heun(5, rho=3.0).levels(schedule)
+    np.testing.assert_array_equal(levels[[0, -1]], schedule.bounds[::-1])
+    alpha, sigma = schedule.alpha_sigma(levels)
+    np.testing.assert_allclose(np.diff((sigma / alpha) ** (1.0 / 3.0), 2), 0.0, atol=1e-9)
+    np.testing.assert_array_equal(levels, Heun(5, rho=3.0, spacing="rho").levels(schedule))
+
+
+@pytest.mark.parametrize("spacing", ["geometric", "rho"])
+def test_spacings_that_need_noise_at_the_end(spacing):
+    with pytest.raises(ValueError, match="cannot span the levels of RectifiedFlow"):
+        Heun(5, spacing=spacing).levels(RectifiedFlow())
+
+
+@pytest.mark.parametrize("spacing", ["linear", "geometric", "rho"])
+def test_timesteps_have_spacings_of_their_own(spacing):
+    with pytest.raises(ValueError, match="`spacing` of timesteps must be"):
+        Heun(5, spacing=spacing).levels(LinearBeta(100))
 
 
 @pytest.mark.parametrize(("num_steps", "spacing"), [(10, "leading"), ((5, 5), "linspace")])

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.samplers import DDIM, DDPM, Guidance, Heun, sample
+from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.parameterizations import Epsilon
+from keras_cdiff.samplers import DDIM, DDPM, DPMSolver, Euler, Guidance, Heun, sample
 
 QUIET = {"progress": False}
 
@@ -47,6 +49,9 @@ def by_hand(model, num_samples, sampler, seeds, use_ema=True, **condition):
         ("timesteps", Heun(3)),
         ("edm", Heun(3)),
         ("edm", DDPM(4)),
+        ("edm", Heun(3, s_churn=2.0)),
+        ("flow", Euler(4, "level")),
+        ("timesteps", DPMSolver(4)),
     ],
 )
 def test_equals_the_uncompiled_loop(small_model, kind, sampler):
@@ -74,6 +79,50 @@ def test_guidance_equals_the_uncompiled_loop(small_model, guidance):
         guidance_channels=guidance.channels,
     )
     assert_close(actual, expected)
+
+
+def test_guidance_within_an_interval(small_model):
+    model = small_model("edm")
+    model.compile(optimizer="sgd", run_eagerly=True)  # so that Python counts every network call
+    sampler, guidance = DDIM(5, clip=False), Guidance(3.0, interval=(0.1, 10.0))
+    asked, ask = [], model.ask
+
+    def counting(network, noisy, level, condition, training):
+        asked.append((float(level[0]), len(noisy)))
+        return ask(network, noisy, level, condition, training)
+
+    model.ask = counting
+    actual = sample(model, 2, sampler, label=1, guidance=guidance, **QUIET)
+    levels = sampler.levels(model.schedule)
+    within = (levels >= 0.1) & (levels < 10.0)
+    assert 0 < np.sum(within) < len(levels)
+    # Where it is guided the network gets every image twice, with and without the label.
+    assert [images for _, images in asked] == np.where(within, 4, 2).tolist()
+    np.testing.assert_allclose([level for level, _ in asked], levels, rtol=1e-6)
+
+    def denoise(x, level):
+        scale = guidance.scale_at(ops.convert_to_tensor(level))
+        return model.estimate(x, level, label=np.array([1, 1]), guidance=scale, use_ema=True)
+
+    draws = [np.random.Generator(np.random.Philox(key=seed)) for seed in (0, 1)]
+    noise = np.stack([g.standard_normal(model.image_shape, dtype="float32") for g in draws])
+    x = sampler.initial_scale(model.schedule) * noise
+    *_, (expected, _) = sampler.trajectory(denoise, x, model.schedule)
+    assert_close(actual, ops.convert_to_numpy(ops.stop_gradient(expected)))
+
+
+def test_an_estimate_that_divides_by_no_signal(small_model):
+    flow = small_model("flow")
+    model = DiffusionModel(flow.backbone, flow.schedule, Epsilon(), flow.objective, ema=None)
+    with pytest.raises(ValueError, match=r"With Epsilon no clean image .* level 1.0 of Rectified"):
+        sample(model, 1, Euler(3), **QUIET)
+    below = Euler(spacing=[0.99, 0.5, 0.1])
+    assert np.all(np.isfinite(sample(model, 1, below, **QUIET)))
+
+
+def test_a_sampler_that_the_schedule_cannot_serve(small_model):
+    with pytest.raises(ValueError, match="needs a continuous schedule"):
+        sample(small_model(), 1, Heun(3, coordinate="level"), **QUIET)
 
 
 def test_official_dit_guides_three_channels(small_model):
@@ -135,6 +184,7 @@ def test_default_sampler(small_model):
         (small_model("edm"), Heun(18)),
         (small_model(channels=3), DDIM(50)),
         (small_model(channels=4), DDIM(50, clip=False)),
+        (small_model("flow"), Heun(25, coordinate="level")),
     ):
         np.testing.assert_array_equal(sample(model, 1, **QUIET), sample(model, 1, sampler, **QUIET))
 
