@@ -1,6 +1,7 @@
 """Diffusion models trained in Keras 3 with a curriculum over noise levels."""
 
 from keras_cdiff import (
+    augmentation,
     backbones,
     convert,
     curriculum,
@@ -22,6 +23,7 @@ __all__ = [
     "CurriculumCallback",
     "DiffusionModel",
     "__version__",
+    "augmentation",
     "backbones",
     "convert",
     "curriculum",

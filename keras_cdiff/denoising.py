@@ -1,7 +1,11 @@
-"""Denoising: the estimate of the clean image that a network's output stands for, with guidance."""
+"""Denoising: the estimate of the clean image that a network's output stands for, with guidance, and
+its loss.
+"""
 
 import keras
 from keras import ops
+
+from keras_cdiff.variational import variational_term
 
 Tensor = keras.KerasTensor
 
@@ -12,7 +16,9 @@ def expand(coefficient: Tensor) -> Tensor:
 
 
 class Denoising:
-    """Mixin of a model with a backbone, its average, a schedule and a parameterization."""
+    """Mixin of a model with a backbone, its average, a schedule, a parameterization and an
+    objective.
+    """
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -112,3 +118,24 @@ class Denoising:
         `estimate`.
         """
         return self.estimate(x, level, *args, **kwargs)["clean"]
+
+    def sample_losses(self, image: Tensor, level: Tensor, noise: Tensor, output: Tensor) -> Tensor:
+        """Returns the weighted loss of each sample, (B,), for the network's output on
+        `add_noise(image, noise, level)`; `call` returns the arguments.
+
+        loss = w mean (output - target)^2, plus the variational term where the variance is learned.
+        """
+        image = ops.cast(image, "float32")
+        a, b = self.parameterization.target_coefficients(level, self.schedule)
+        target = expand(a) * image + expand(b) * noise
+        _, c_out, _, _ = self.parameterization.coefficients(level, self.schedule)
+        channels = self.backbone.channels
+        error = ops.mean(ops.square(output[..., :channels] - target), axis=(1, 2, 3))
+        weight = self.objective.weighting.output_weight(self.schedule.log_snr(level), c_out)
+        loss = weight * error
+        if self.parameterization.learned_variance:
+            noisy = self.add_noise(image, noise, level)
+            clean = self.clean(noisy, level, output)
+            variance = output[..., channels:]
+            loss = loss + variational_term(self.schedule, level, image, noisy, clean, variance)
+        return loss

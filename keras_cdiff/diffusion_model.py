@@ -2,7 +2,6 @@
 `fit`.
 """
 
-import inspect
 import types
 from collections.abc import Callable, Sequence
 
@@ -10,8 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff import backbones, presets
-from keras_cdiff.denoising import Denoising, expand
+from keras_cdiff.augmentation import Augmentation, check_augmentation
+from keras_cdiff.averages import Averages
+from keras_cdiff.composition import Composition
+from keras_cdiff.denoising import Denoising
 from keras_cdiff.ema import Decay, FixedDecay
 from keras_cdiff.metrics import LastValue, LossPerCluster
 from keras_cdiff.objectives import Objective
@@ -25,16 +26,15 @@ from keras_cdiff.validation import (
     check_names,
     check_parts,
 )
-from keras_cdiff.variational import variational_term
 
 Tensor = keras.KerasTensor
 
-# Random numbers drawn in one step are far fewer than this, so the streams of two steps never meet.
-_DRAWS_PER_STEP = 16
+# Draws of random arrays in one step are fewer than this, so the streams of two steps never meet.
+_DRAWS_PER_STEP = 256
 
 
 @keras.saving.register_keras_serializable("keras_cdiff")
-class DiffusionModel(TrainStep, Denoising, keras.Model):
+class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
     """A diffusion model that `fit` trains: each step draws noise levels, adds noise and learns to
     remove it.
 
@@ -43,15 +43,18 @@ class DiffusionModel(TrainStep, Denoising, keras.Model):
     may be given too and are then not drawn.
 
     Noise and levels of a step are a function of (seed, iteration) alone. The average of the weights
-    lives in a second copy of the network, `ema_backbone`.
+    lives in a second copy of the network, `ema_backbone`; see also `averages`.
 
     Args:
         backbone: the network, such as `keras_cdiff.backbones.DiT`.
         schedule: a `Schedule`.
         parameterization: a `Parameterization`.
         objective: an `Objective`; its support must lie on the schedule.
-        ema: decay profile of the average of the weights; None keeps no average.
+        ema: decay profile of the average of the weights; several keep as many averages, of which
+            the first is `ema_backbone`; None keeps none.
         seed: seed of all noise, >= 0.
+        augmentation: what is done to images in training, or None; the backbone must have been built
+            with augment_features=9 to be told of it.
 
     Attributes:
         noise_interval: weight (2,), the levels [low, high) that training draws, in the native
@@ -75,27 +78,24 @@ class DiffusionModel(TrainStep, Denoising, keras.Model):
         schedule: Schedule,
         parameterization: Parameterization,
         objective: Objective,
-        ema: Decay | None = FixedDecay(0.9999),  # noqa: B008 (immutable)
+        ema: Decay | Sequence[Decay] | None = FixedDecay(0.9999),  # noqa: B008 (immutable)
         seed: int = 0,
+        augmentation: Augmentation | None = None,
         name: str | None = None,
     ):
         # Noise levels and losses are float32 under every policy; the backbone keeps its own.
         super().__init__(dtype="float32", autocast=False, name=name)
-        check_parts(backbone, schedule, parameterization, objective, ema)
+        check_parts(backbone, schedule, parameterization, objective)
+        check_augmentation(augmentation, backbone)
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
         self.backbone = backbone
         self.schedule = schedule
         self.parameterization = parameterization
         self.objective = objective
-        self.ema = ema
+        self.augmentation = augmentation
         self.seed = int(seed)
-        self.ema_backbone = None
-        if ema is not None:
-            self.ema_backbone = type(backbone).from_config(backbone.get_config())
-            self.ema_backbone.trainable = False
-            for average, weight in self._averages():
-                average.assign(ops.copy(weight))
+        self.keep_averages(ema)
 
         keys = np.random.SeedSequence(self.seed).generate_state(3) & 0x7FFFFFFF
         self._training_key, self._dropout_key, evaluation_key = map(int, keys)
@@ -122,53 +122,30 @@ class DiffusionModel(TrainStep, Denoising, keras.Model):
         self._untracked = types.SimpleNamespace(before_save=None, cluster_loss=None)
         self.track_clusters(np.unique(self.objective.host_quantile(np.linspace(0.0, 1.0, 11))))
 
-    @classmethod
-    def from_preset(cls, name: str, **overrides: object) -> "DiffusionModel":
-        """Builds the model of a preset, with random weights.
-
-        Args:
-            name: a name in `keras_cdiff.presets.PRESETS`.
-            **overrides: schedule, parameterization, objective, ema or seed; anything else is an
-                argument of the backbone, such as image_size, num_classes or dtype.
-        """
-        parts = dict(presets.preset(name)["model"])
-        backbone = dict(parts.pop("backbone"))
-        network = getattr(backbones, backbone.pop("class_name"))
-        arguments = inspect.signature(network).parameters
-        for key, value in overrides.items():
-            if key in (*parts, "seed"):
-                parts[key] = value
-            elif key in arguments:
-                backbone[key] = value
-            else:
-                raise ValueError(
-                    f"An override of preset {name!r} must be one of {', '.join(parts)}, seed, or "
-                    f"an argument of {network.__name__}: {', '.join(arguments)}. "
-                    f"Received: {key}={value!r}"
-                )
-        return cls(network(**backbone), **{k: _deserialize(v) for k, v in parts.items()})
-
     def call(self, inputs: object, training: bool = False) -> dict[str, Tensor]:
-        """Adds noise to the images and asks the network: {"level", "noise", "output"}."""
+        """Adds noise to the images, augmented in training, and asks the network.
+
+        Returns:
+            {"image", "level", "noise", "output"}: the images used, what was drawn, the answer.
+        """
         batch = self.batch(inputs)
         image = ops.cast(batch["image"], "float32")
+        condition = {name: batch.get(name) for name in ("label", "context")}
         if training:
             self._seed_step()
         generator = self.noise_generator if training else self.evaluation_generator
+        if training and self.augmentation is not None:
+            image, condition["augment"] = self.augmentation(image, generator)
         level, noise = batch.get("level"), batch.get("noise")
         if level is None:
             uniform = keras.random.uniform(ops.shape(image)[:1], seed=generator)
             level = self.objective.draw(uniform, ops.convert_to_tensor(self.noise_interval))
         if noise is None:
             noise = keras.random.normal(ops.shape(image), seed=generator)
-        output = self.ask(
-            self.backbone,
-            self.add_noise(image, noise, level),
-            level,
-            {k: batch.get(k) for k in ("label", "context")},
-            training,
-        )
-        return {"level": ops.cast(level, "float32"), "noise": noise, "output": output}
+        noisy = self.add_noise(image, noise, level)
+        output = self.ask(self.backbone, noisy, level, condition, training)
+        level = ops.cast(level, "float32")
+        return {"image": image, "level": level, "noise": noise, "output": output}
 
     # Training
 
@@ -239,27 +216,6 @@ class DiffusionModel(TrainStep, Denoising, keras.Model):
             batch["label"] = y
         return batch, None, sample_weight
 
-    def sample_losses(self, image: Tensor, level: Tensor, noise: Tensor, output: Tensor) -> Tensor:
-        """Returns the weighted loss of each sample, (B,), for the network's output on
-        `add_noise(image, noise, level)`.
-
-        loss = w mean (output - target)^2, plus the variational term where the variance is learned.
-        """
-        image = ops.cast(image, "float32")
-        a, b = self.parameterization.target_coefficients(level, self.schedule)
-        target = expand(a) * image + expand(b) * noise
-        _, c_out, _, _ = self.parameterization.coefficients(level, self.schedule)
-        channels = self.backbone.channels
-        error = ops.mean(ops.square(output[..., :channels] - target), axis=(1, 2, 3))
-        weight = self.objective.weighting.output_weight(self.schedule.log_snr(level), c_out)
-        loss = weight * error
-        if self.parameterization.learned_variance:
-            noisy = self.add_noise(image, noise, level)
-            clean = self.clean(noisy, level, output)
-            variance = output[..., channels:]
-            loss = loss + variational_term(self.schedule, level, image, noisy, clean, variance)
-        return loss
-
     def compute_loss(
         self,
         x: object = None,
@@ -269,7 +225,7 @@ class DiffusionModel(TrainStep, Denoising, keras.Model):
         training: bool = True,
     ) -> Tensor:
         """Returns the mean of `sample_losses` over the batch."""
-        losses = self.sample_losses(self.batch(x)["image"], **y_pred)
+        losses = self.sample_losses(**y_pred)
         if sample_weight is not None:
             losses = losses * ops.cast(sample_weight, "float32")
         loss = ops.mean(losses)
@@ -277,32 +233,17 @@ class DiffusionModel(TrainStep, Denoising, keras.Model):
         self.cluster_loss.update_state(losses, y_pred["level"])
         return loss
 
-    def update_average(self, batch_size: Tensor | int) -> None:
-        """Counts the step and moves the averaged weights towards the weights; called once a
-        step.
-        """
-        self.iteration.assign_add(1)
-        if self.ema is None:
-            return
-        decay = self.ema(ops.convert_to_tensor(self.iteration), batch_size)
-        for average, weight in self._averages():
-            value = ops.convert_to_tensor(average)
-            average.assign(value + (1.0 - decay) * (ops.convert_to_tensor(weight) - value))
-
-    def _averages(self) -> list[tuple]:
-        """Pairs of (average, weight)."""
-        return list(zip(self.ema_backbone.weights, self.backbone.weights, strict=True))
-
     def _seed_step(self) -> None:
         """Makes all randomness of this step a function of (seed, iteration)."""
-        count = ops.convert_to_tensor(self.iteration) * _DRAWS_PER_STEP
         streams = [(self.noise_generator, self._training_key)]
         if hasattr(self.backbone, "seed_generator"):
             streams.append((self.backbone.seed_generator, self._dropout_key))
         for generator, key in streams:
-            dtype = generator.state.dtype
-            key = ops.convert_to_tensor(key, dtype=dtype)
-            generator.state.assign(ops.stack([key, ops.cast(count, dtype)]))
+            key, draws, iteration = (
+                ops.cast(ops.convert_to_tensor(value), generator.state.dtype)
+                for value in (key, _DRAWS_PER_STEP, self.iteration)
+            )
+            generator.state.assign(ops.stack([key, draws * iteration]))
 
     # Metrics
 
@@ -340,23 +281,3 @@ class DiffusionModel(TrainStep, Denoising, keras.Model):
         if self._untracked.before_save is not None:
             self._untracked.before_save()
         super().save_own_variables(store)
-
-    def get_config(self) -> dict:
-        parts = {
-            "backbone": self.backbone,
-            "schedule": self.schedule,
-            "parameterization": self.parameterization,
-            "objective": self.objective,
-            "ema": self.ema,
-        }
-        config = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
-        return {**config, "seed": self.seed, "name": self.name}
-
-    @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "DiffusionModel":
-        with keras.saving.custom_object_scope(custom_objects or {}):
-            return cls(**{k: _deserialize(v) for k, v in config.items()})
-
-
-def _deserialize(value: object) -> object:
-    return keras.saving.deserialize_keras_object(value) if isinstance(value, dict) else value

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 
-from keras_cdiff.ema import Decay
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
@@ -68,18 +67,15 @@ def check_parts(
     schedule: Schedule,
     parameterization: Parameterization,
     objective: Objective,
-    ema: Decay | None,
 ) -> None:
     """Raises a ValueError unless the parts of a `DiffusionModel` fit together."""
     for name, value, kind in (
         ("schedule", schedule, Schedule),
         ("parameterization", parameterization, Parameterization),
         ("objective", objective, Objective),
-        ("ema", ema, Decay | None),
     ):
         if not isinstance(value, kind):
-            expected = getattr(kind, "__name__", "Decay or None")
-            raise ValueError(f"`{name}` must be a {expected}. Received: {name}={value!r}")
+            raise ValueError(f"`{name}` must be a {kind.__name__}. Received: {name}={value!r}")
     _check_levels(schedule, objective)
     learned = parameterization.learned_variance
     if learned and not isinstance(schedule, DiscreteSchedule):

@@ -94,7 +94,7 @@ def test_the_model_trains_with_the_official_loss(golden):
     }
     batch = {name: ops.convert_to_tensor(value) for name, value in batch.items()}
     drawn = model(batch, training=False)
-    losses = ops.convert_to_numpy(model.sample_losses(batch["image"], **drawn))
+    losses = ops.convert_to_numpy(model.sample_losses(**drawn))
     expected = data["out/f64/training_losses/loss"]
     later = data["in/t"] > 0
     np.testing.assert_allclose(losses[later], expected[later], rtol=1e-4)
@@ -212,13 +212,53 @@ def test_average_equals_its_definition(make_model, batch, quick):
     for step in range(1, 5):
         # Two fits of two steps: the second begins where the first ended.
         model.fit(batch[0][:8], batch[1][:8], batch_size=8, verbose=0)
-        decay = 0.5 ** (8 / min(40.0, 0.5 * 8 * step))
+        decay = 0.5 ** (8 / max(min(40.0, 0.5 * 8 * (step - 1)), 1e-8))
         expected = [
             decay * e + (1 - decay) * w
             for e, w in zip(expected, weights_of(model.backbone), strict=True)
         ]
     for average, value in zip(weights_of(model.ema_backbone), expected, strict=True):
         np.testing.assert_allclose(average, value, atol=1e-6)
+
+
+def test_several_averages_are_kept_at_once(make_model, batch, quick, tmp_path):
+    decays = [ema.PowerDecay(0.1), ema.FixedDecay(0.5)]
+    model = make_model(average=decays)
+    expected = [weights_of(model.backbone) for _ in decays]
+    model.compile(keras.optimizers.SGD(0.5), **quick)
+    for step in range(1, 4):
+        model.fit(batch[0][:8], batch[1][:8], batch_size=8, verbose=0)
+        power = (1 - 1 / step) ** (ema.power_exponent(0.1) + 1)
+        expected = [
+            [decay * e + (1 - decay) * w for e, w in zip(average, weights, strict=True)]
+            for decay, average in zip((power, 0.5), expected, strict=True)
+            for weights in [weights_of(model.backbone)]
+        ]
+    assert [decay for decay, _ in model.averages()] == decays
+    assert model.averages()[0][1] is model.ema_backbone
+    for (_, network), average in zip(model.averages(), expected, strict=True):
+        for actual, value in zip(weights_of(network), average, strict=True):
+            np.testing.assert_allclose(actual, value, atol=1e-6)
+    assert len(model.trainable_weights) == len(model.backbone.trainable_weights)
+    model.save(tmp_path / "model.keras")
+    copy = keras.saving.load_model(tmp_path / "model.keras")
+    assert copy.get_config() == model.get_config()
+    for (_, network), (_, other) in zip(model.averages(), copy.averages(), strict=True):
+        for a, b in zip(weights_of(network), weights_of(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_random_streams_of_steps_do_not_meet(make_model):
+    model = make_model()
+    for iteration in (0, 3, 10_000_000):
+        model.iteration.assign(iteration)
+        model._seed_step()
+        for generator, key in (
+            (model.noise_generator, model._training_key),
+            (model.backbone.seed_generator, model._dropout_key),
+        ):
+            state = ops.convert_to_numpy(generator.state).astype("uint32")
+            np.testing.assert_array_equal(state, np.uint32([key, 256 * iteration]))
 
 
 def test_without_an_average_only_the_weights_answer(make_model, batch, quick):
@@ -420,6 +460,9 @@ def test_parts_that_do_not_fit_are_named(make_model):
             DiffusionModel(*parts)
     with pytest.raises(ValueError, match="seed=-1"):
         make_model(seed=-1)
+    for average in ("slow", [], [ema.FixedDecay(0.5), 0.9]):
+        with pytest.raises(ValueError, match="Received: ema="):
+            make_model(average=average)
     with pytest.raises(ValueError, match="loss='mse'"):
         make_model().compile(loss="mse")
 

@@ -39,18 +39,21 @@ def test_import_adds_nothing_to_the_import_of_keras_but_itself():
 def test_public_names_are_where_the_documents_say():
     names = {
         "": "DiffusionModel CurriculumCallback sample",
-        "schedules": "LinearBeta Cosine EDM",
-        "parameterizations": "EDMPreconditioning Epsilon Sample Velocity",
-        "objectives": "UniformTimesteps LogNormalSigma",
-        "ema": "FixedDecay WarmupDecay",
-        "backbones": "DiT",
+        "schedules": "LinearBeta Cosine EDM RectifiedFlow VP VE",
+        "parameterizations": "EDMPreconditioning Epsilon Sample Velocity VPPreconditioning "
+        "VEPreconditioning IDDPMPreconditioning",
+        "objectives": "UniformTimesteps LogNormalSigma LogitNormalTime UniformTime LogUniformSigma "
+        "LogUniformVariance Constant MinSNR P2 EDMWeight",
+        "ema": "FixedDecay WarmupDecay PowerDecay reconstruct",
+        "augmentation": "Augmentation",
+        "backbones": "DiT SongUNet DhariwalUNet",
         "curriculum": "Clusters uniform_clusters snr_clusters quantile_clusters PatiencePacing "
         "FixedPacing CurriculumCallback",
-        "samplers": "DDPM DDIM Heun Guidance sample",
+        "samplers": "DDPM DDIM Euler Heun DPMSolver Guidance sample",
         "data": "open_source make_dataset prepare_image to_uint8 image_grid save_image_grid",
-        "convert": "dit_from_official",
+        "convert": "dit_from_official edm_from_official",
         "presets": "preset PRESETS",
-        "training": "resolve train load_run load_weights generate",
+        "training": "resolve train load_run load_weights generate EMASnapshots reconstruct_average",
     }
     for module, members in names.items():
         home = getattr(keras_cdiff, module) if module else keras_cdiff

@@ -29,7 +29,7 @@ def network(out_channels=3):
     ids=lambda part: type(part).__name__,
 )
 def test_objectives_that_draw_the_schedules_levels(schedule, objective):
-    check_parts(network(), schedule, VELOCITY, objective, None)
+    check_parts(network(), schedule, VELOCITY, objective)
 
 
 @pytest.mark.parametrize(
@@ -51,21 +51,19 @@ def test_objectives_that_draw_the_schedules_levels(schedule, objective):
 )
 def test_objectives_that_draw_other_levels_are_refused(schedule, objective, said):
     with pytest.raises(ValueError, match=f"must draw levels of the schedule.*Received: .*{said}"):
-        check_parts(network(), schedule, VELOCITY, objective, None)
+        check_parts(network(), schedule, VELOCITY, objective)
 
 
 def test_refusal_says_what_the_schedule_has():
     with pytest.raises(ValueError, match=r"time within \[0, 1\], not sigma within \[0, inf\]"):
-        check_parts(
-            network(), schedules.RectifiedFlow(), VELOCITY, objectives.LogNormalSigma(), None
-        )
+        check_parts(network(), schedules.RectifiedFlow(), VELOCITY, objectives.LogNormalSigma())
 
 
 def test_networks_put_out_as_many_channels_as_the_parameterization_takes():
     edm, log_normal = schedules.EDM(), objectives.LogNormalSigma()
     iddpm = parameterizations.IDDPMPreconditioning()
-    check_parts(network(6), edm, iddpm, log_normal, None)
+    check_parts(network(6), edm, iddpm, log_normal)
     with pytest.raises(ValueError, match=r"out_channels=6. Received: out_channels=3"):
-        check_parts(network(3), edm, iddpm, log_normal, None)
+        check_parts(network(3), edm, iddpm, log_normal)
     with pytest.raises(ValueError, match=r"out_channels=3. Received: out_channels=6"):
-        check_parts(network(6), edm, VELOCITY, log_normal, None)
+        check_parts(network(6), edm, VELOCITY, log_normal)

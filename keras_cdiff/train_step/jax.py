@@ -4,7 +4,7 @@ import keras
 
 
 class TrainStep:
-    """Mixin before `keras.Model`: Keras' own step on a packed batch, then the moving average."""
+    """Mixin before `keras.Model`: Keras' own step on a packed batch, then the moving averages."""
 
     def train_step(self, state: tuple, data: object) -> tuple[dict, tuple]:
         batch = self.pack(data)
@@ -13,7 +13,7 @@ class TrainStep:
         values = [*trainable, *non_trainable]
         variables = [*self.trainable_variables, *self.non_trainable_variables]
         with keras.StatelessScope(zip(variables, values, strict=True)) as scope:
-            self.update_average(batch[0]["image"].shape[0])
+            self.update_averages(batch[0]["image"].shape[0])
         non_trainable = [scope.get_current_value(v) for v in self.non_trainable_variables]
         return logs, (trainable, non_trainable, optimizer, metrics)
 

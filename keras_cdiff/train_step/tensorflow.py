@@ -4,12 +4,12 @@ import tensorflow as tf
 
 
 class TrainStep:
-    """Mixin before `keras.Model`: Keras' own step on a packed batch, then the moving average."""
+    """Mixin before `keras.Model`: Keras' own step on a packed batch, then the moving averages."""
 
     def train_step(self, data: object) -> dict:
         batch = self.pack(data)
         logs = super().train_step(batch)
-        self.update_average(tf.shape(batch[0]["image"])[0])
+        self.update_averages(tf.shape(batch[0]["image"])[0])
         return logs
 
     def test_step(self, data: object) -> dict:

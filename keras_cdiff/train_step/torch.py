@@ -1,16 +1,16 @@
-"""One training step on PyTorch, where the moving average must stay out of the autograd graph."""
+"""One training step on PyTorch, where the moving averages must stay out of the autograd graph."""
 
 import torch
 
 
 class TrainStep:
-    """Mixin before `keras.Model`: Keras' own step on a packed batch, then the moving average."""
+    """Mixin before `keras.Model`: Keras' own step on a packed batch, then the moving averages."""
 
     def train_step(self, data: object) -> dict:
         batch = self.pack(data)
         logs = super().train_step(batch)
         with torch.no_grad():
-            self.update_average(batch[0]["image"].shape[0])
+            self.update_averages(batch[0]["image"].shape[0])
         return logs
 
     def test_step(self, data: object) -> dict:

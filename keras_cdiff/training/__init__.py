@@ -2,12 +2,14 @@
 
 from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
 from keras_cdiff.training.configuration import resolve
+from keras_cdiff.training.ema_snapshots import EMASnapshots, read_snapshots, reconstruct_average
 from keras_cdiff.training.generation import generate, load_run, load_weights
 from keras_cdiff.training.run import train
 from keras_cdiff.training.tensorboard import TensorBoardWriter
 from keras_cdiff.training.workdir import Workdir
 
 __all__ = [
+    "EMASnapshots",
     "RunLog",
     "SampleGrid",
     "StopAt",
@@ -16,6 +18,8 @@ __all__ = [
     "generate",
     "load_run",
     "load_weights",
+    "read_snapshots",
+    "reconstruct_average",
     "resolve",
     "train",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Container
 import keras
 import numpy as np
 
+from keras_cdiff.augmentation import Augmentation
 from keras_cdiff.curriculum import (
     Clusters,
     CurriculumCallback,
@@ -16,13 +17,13 @@ from keras_cdiff.curriculum import (
 )
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.presets import preset as get_preset
-from keras_cdiff.samplers import DDIM, DDPM, Heun, Sampler
+from keras_cdiff.samplers import DDIM, DDPM, DPMSolver, Euler, Heun, Sampler
 from keras_cdiff.version import __version__
 
 CURRICULA = ("paper", "none", "hard_to_easy", "isolated")
 CLUSTERS = ("uniform", "snr", "quantile")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "heun": Heun}
+SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "euler": Euler, "heun": Heun, "dpm_solver": DPMSolver}
 
 
 def resolve(
@@ -35,6 +36,7 @@ def resolve(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     horizontal_flip: bool | None = None,
+    augment: float | None = None,
     curriculum: str = "paper",
     clusters: str | None = None,
     num_clusters: int | None = None,
@@ -59,6 +61,8 @@ def resolve(
         batch_size: images a step.
         learning_rate: the rate after the warm-up.
         horizontal_flip: whether half the images are mirrored.
+        augment: probability in [0, 1] of each of the augmentations that a U-Net is told of; 0 for
+            none.
         curriculum: "paper" (easy to hard, cumulative), "none", "hard_to_easy" or "isolated".
         clusters: "uniform", "snr" or "quantile"; like the two below it has no effect on "none".
         num_clusters: number of clusters.
@@ -104,6 +108,8 @@ def resolve(
     if num_classes is not None:
         _check_whole("num_classes", num_classes, 0)
     _check_whole("image_size", backbone["image_size"], 1)
+    if augment is not None:
+        _augment(config, preset, augment)
     patch_size = backbone.get("patch_size", 1)
     if backbone["image_size"] % patch_size:
         raise ValueError(
@@ -129,6 +135,21 @@ def resolve(
         "keras_cdiff": __version__,
         **config,
     }
+
+
+def _augment(config: dict, preset: str, probability: float) -> None:
+    """Sets the augmentation in a preset's configuration, and the network that is told of it."""
+    backbone = config["model"]["backbone"]
+    if probability and backbone["class_name"] == "DiT":
+        raise ValueError(
+            "Augmentation needs a network that is told of it, a U-Net such as edm_emoji16's: leave "
+            f"it out, or choose another preset. Received: augment={probability}, preset={preset!r}"
+        )
+    augmentation = Augmentation(probability) if probability else None
+    backbone["augment_features"] = Augmentation.num_parameters if probability else 0
+    config["model"]["augmentation"] = (
+        None if augmentation is None else keras.saving.serialize_keras_object(augmentation)
+    )
 
 
 def build_model(config: dict) -> DiffusionModel:
@@ -175,19 +196,22 @@ def build_curriculum(config: dict) -> CurriculumCallback | None:
     )
 
 
-def build_sampler(name: str, num_steps: int | None = None, channels: int = 3) -> Sampler:
+def build_sampler(
+    name: str, num_steps: int | None = None, channels: int = 3, **options: object
+) -> Sampler:
     """Returns the sampler called `name`.
 
     Args:
-        name: "ddpm", "ddim" or "heun".
+        name: a name in `SAMPLERS`.
         num_steps: number of steps; None for the sampler's own default.
         channels: channels of an image. Other counts than 1 and 3 are those of latents, whose
             estimates are not clamped to [-1, 1].
+        **options: other arguments of that sampler.
     """
     _check_choice("sampler", name, SAMPLERS)
-    # Heun never clamps, as EDM does not.
-    options = {} if in_pixels(channels) else {"clip": False}
-    return SAMPLERS[name](**_given(num_steps=num_steps), **options)
+    # Solvers of the flow do not clamp by default, as EDM does not.
+    clip = {} if in_pixels(channels) else {"clip": False}
+    return SAMPLERS[name](**_given(num_steps=num_steps), **{**clip, **options})
 
 
 def in_pixels(channels: int) -> bool:

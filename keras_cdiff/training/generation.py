@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_cdiff.data import save_image_grid, to_uint8
 from keras_cdiff.diffusion_model import DiffusionModel
-from keras_cdiff.samplers import sample
+from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.training.callbacks import class_labels, display_scale
 from keras_cdiff.training.configuration import build_model, build_sampler, in_pixels, resolve
 from keras_cdiff.training.workdir import Workdir, load_network, write_whole
@@ -59,6 +59,7 @@ def generate(
     num_steps: int | None = None,
     label: int | Sequence[int] | None = None,
     guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     use_ema: bool = True,
     batch_size: int = 64,
 ) -> np.ndarray:
@@ -73,10 +74,11 @@ def generate(
         output: the folder, made if missing.
         num_samples: N.
         seed: sample i has the seed `seed` + i.
-        sampler: "ddpm", "ddim" or "heun".
+        sampler: a name in `configuration.SAMPLERS`; None for the configuration's, with its options.
         num_steps: steps of the sampler.
         label: class of every sample; None shows all classes in turn.
         guidance: scale of the guidance.
+        guidance_interval: levels [low, high) at which there is guidance; None for all.
         use_ema: whether the averaged weights are used.
         batch_size: samples drawn at once.
 
@@ -96,9 +98,10 @@ def generate(
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output must be a folder. Received: output={str(output)!r}")
-    sampling = config["sampling"]
-    if num_steps is None and sampler in (None, sampling["sampler"]):
-        num_steps = sampling["num_steps"]
+    sampling, options = config["sampling"], {}
+    if sampler in (None, sampling["sampler"]):
+        num_steps = sampling["num_steps"] if num_steps is None else num_steps
+        options = sampling.get("options", {})
     if label is None:
         label = class_labels(model.num_classes, num_samples)
     if guidance is None:
@@ -107,10 +110,10 @@ def generate(
         sample(
             model,
             num_samples,
-            build_sampler(sampler or sampling["sampler"], num_steps, channels),
+            build_sampler(sampler or sampling["sampler"], num_steps, channels, **options),
             seed=seed,
             label=label,
-            guidance=guidance,
+            guidance=Guidance(guidance, interval=guidance_interval),
             use_ema=use_ema,
             batch_size=batch_size,
         )

@@ -65,7 +65,12 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
     model = build_model(config)
     model.compile(build_optimizer(config), jit_compile=training["jit_compile"])
     curriculum = build_curriculum(config)
-    sampler = build_sampler(sampling["sampler"], sampling["num_steps"], backbone["channels"])
+    sampler = build_sampler(
+        sampling["sampler"],
+        sampling["num_steps"],
+        backbone["channels"],
+        **sampling.get("options", {}),
+    )
 
     folder.claim(config)
     steps, log_every = training["steps"], training["log_every"]
