@@ -28,10 +28,20 @@ flags.DEFINE_string("output", None, "Folder to write to. Default: WORKDIR/output
 flags.DEFINE_integer("num_samples", 64, "Number of samples.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 64, "Samples drawn at once.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Sample i is drawn with seed + i.", lower_bound=0)
-flags.DEFINE_enum("sampler", None, ["ddpm", "ddim", "heun"], "Default: the preset's.")
+flags.DEFINE_enum(
+    "sampler",
+    None,
+    ["ddpm", "ddim", "euler", "heun", "dpm_solver"],
+    "How noise becomes an image. Default: the preset's.",
+)
 flags.DEFINE_integer("num_steps", None, "Steps of the sampler.", lower_bound=1)
 flags.DEFINE_integer("label", None, "Class of all samples. Default: all in turn.", lower_bound=0)
 flags.DEFINE_float("guidance", None, "Scale of the guidance, 1 for none.", lower_bound=0.0)
+flags.DEFINE_list(
+    "guidance_interval",
+    None,
+    "LOW,HIGH: guide only at these noise levels, in the schedule's own unit. Default: at all.",
+)
 flags.DEFINE_bool("use_ema", True, "Whether the averaged weights are used.")
 flags.DEFINE_enum(
     "backend",
@@ -77,6 +87,8 @@ def main(argv: list[str]) -> None:
             model, config = training.load_weights(FLAGS.weights, FLAGS.preset, **changes)
         output = FLAGS.output or os.path.join(FLAGS.workdir, "output")
         options = {name: FLAGS[name].value for name in names.split()}
+        if FLAGS.guidance_interval:
+            options["guidance_interval"] = tuple(map(float, FLAGS.guidance_interval))
         training.generate(model, config, output, **options)
         print(f"wrote {output}/samples.png and {output}/samples.npz")
     except (OSError, ValueError) as error:

@@ -61,6 +61,13 @@ flags.DEFINE_float(
 flags.DEFINE_bool(
     "horizontal_flip", None, "Whether half the images are mirrored. Default: the preset's."
 )
+flags.DEFINE_float(
+    "augment",
+    None,
+    "Probability of each of EDM's augmentations, for U-Nets; 0 for none. Default: the preset's.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 flags.DEFINE_enum(
     "curriculum",
     "paper",
@@ -125,7 +132,9 @@ def main(argv: list[str]) -> None:
     from keras_cdiff import training
 
     names = "preset data image_size num_classes steps batch_size learning_rate horizontal_flip"
-    names += " curriculum clusters num_clusters patience dtype_policy jit_compile seed log_every"
+    names += (
+        " augment curriculum clusters num_clusters patience dtype_policy jit_compile seed log_every"
+    )
     names += " sample_every"
     try:
         config = training.resolve(**{name: FLAGS[name].value for name in names.split()})

@@ -1,11 +1,12 @@
-"""Milliseconds of a DiT training step on each Keras backend and in diffusers, in one run.
+"""Milliseconds of a training step on each Keras backend and in diffusers, in one run.
 
-Every contender trains the same DiT on the same batch in its own process: noise is drawn and added,
-the loss is the mean squared error on the noise, AdamW steps, the average of the weights follows.
-They take turns, so that a machine that slows down slows them all; ratios are taken round by round.
+Every contender trains the same kind of network on the same batch in its own process: noise is drawn
+and added, the loss is the mean squared error on the noise, AdamW steps, the average of the weights
+follows. They take turns, so that a machine that slows down slows them all; ratios are taken round
+by round.
 
     pip install "diffusers==0.39.0"        # the peer
-    python benchmarks/train_step.py        # or --rounds=5 --steps=10 --contenders=torch,diffusers
+    python benchmarks/train_step.py        # or --network=song_unet --rounds=5 --steps=10
 """
 
 import argparse
@@ -18,12 +19,18 @@ import time
 
 import numpy as np
 
-SIZE = {"image_size": 16, "patch_size": 2, "channels": 3, "width": 128, "depth": 6, "num_heads": 4}
-NUM_CLASSES, BATCH = 8, 32
+IMAGE_SIZE, NUM_CLASSES, BATCH = 16, 8, 32
+WIDTH, PATCH_SIZE, DEPTH, HEADS = 128, 2, 6, 4  # of the transformers
+CHANNELS, BLOCKS = (64, 128), 2  # of the U-Nets' levels, and residual blocks in each
+NETWORKS = {
+    "dit": "DiT, width 128, depth 6, patch 2",
+    "song_unet": "SongUNet (DDPM++), 64 and 128 channels, 2 blocks a level",
+    "dhariwal_unet": "DhariwalUNet (ADM), 64 and 128 channels, 2 blocks a level",
+}
 CONTENDERS = {
     "diffusers": "diffusers, PyTorch eager",
     "diffusers-compiled": "diffusers, torch.compile",
-    "tensorflow": "keras_cdiff, TensorFlow XLA",
+    "tensorflow": "keras_cdiff, TensorFlow",
     "jax": "keras_cdiff, JAX",
     "torch": "keras_cdiff, PyTorch eager",
 }
@@ -31,18 +38,68 @@ CONTENDERS = {
 
 def batches():
     rng = np.random.default_rng(0)
-    images = rng.uniform(-1, 1, (BATCH, 16, 16, 3)).astype("float32")
+    images = rng.uniform(-1, 1, (BATCH, IMAGE_SIZE, IMAGE_SIZE, 3)).astype("float32")
     return images, rng.integers(0, NUM_CLASSES, BATCH).astype("int32")
 
 
-def keras_steps():
+def keras_network(name):
+    from keras_cdiff import backbones
+
+    if name == "dit":
+        return backbones.DiT(
+            IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            width=WIDTH,
+            depth=DEPTH,
+            num_heads=HEADS,
+            num_classes=NUM_CLASSES,
+        )
+    network = {"song_unet": backbones.SongUNet, "dhariwal_unet": backbones.DhariwalUNet}[name]
+    return network(
+        IMAGE_SIZE,
+        width=CHANNELS[0],
+        channel_multipliers=[channels // CHANNELS[0] for channels in CHANNELS],
+        num_blocks=BLOCKS,
+        attention_resolutions=[IMAGE_SIZE // 2],
+        num_classes=NUM_CLASSES,
+        dropout=0.0,
+    )
+
+
+def diffusers_network(name):
+    import diffusers
+
+    if name == "dit":
+        return diffusers.DiTTransformer2DModel(
+            num_attention_heads=HEADS,
+            attention_head_dim=WIDTH // HEADS,
+            in_channels=3,
+            out_channels=3,
+            num_layers=DEPTH,
+            patch_size=PATCH_SIZE,
+            sample_size=IMAGE_SIZE,
+            num_embeds_ada_norm=NUM_CLASSES,
+        )
+    return diffusers.UNet2DModel(
+        sample_size=IMAGE_SIZE,
+        block_out_channels=CHANNELS,
+        layers_per_block=BLOCKS,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=CHANNELS[-1] if name == "song_unet" else 64,
+        resnet_time_scale_shift="default" if name == "song_unet" else "scale_shift",
+        num_class_embeds=NUM_CLASSES,
+    )
+
+
+def keras_steps(name):
     """Returns a function: number of steps -> seconds of each, through `fit`."""
     import keras
 
-    from keras_cdiff import DiffusionModel, backbones, objectives, parameterizations, schedules
+    from keras_cdiff import DiffusionModel, objectives, parameterizations, schedules
 
     model = DiffusionModel(
-        backbones.DiT(**SIZE, num_classes=NUM_CLASSES),
+        keras_network(name),
         schedules.LinearBeta(),
         parameterizations.Epsilon(),
         objectives.UniformTimesteps(),
@@ -66,24 +123,15 @@ def keras_steps():
         model.fit(data, steps_per_epoch=count, shuffle=False, verbose=0, callbacks=[clock])
         return clock.seconds
 
-    return run
+    return run, model.backbone.count_params()
 
 
-def diffusers_steps(compiled):
-    """The same for diffusers' DiT and DDPM scheduler, trained as its examples do."""
+def diffusers_steps(name, compiled):
+    """The same for diffusers' network and DDPM scheduler, trained as its examples do."""
     import torch
-    from diffusers import DDPMScheduler, DiTTransformer2DModel
+    from diffusers import DDPMScheduler
 
-    network = DiTTransformer2DModel(
-        num_attention_heads=SIZE["num_heads"],
-        attention_head_dim=SIZE["width"] // SIZE["num_heads"],
-        in_channels=3,
-        out_channels=3,
-        num_layers=SIZE["depth"],
-        patch_size=SIZE["patch_size"],
-        sample_size=SIZE["image_size"],
-        num_embeds_ada_norm=NUM_CLASSES,
-    ).train()
+    network = diffusers_network(name).train()
     average = [p.detach().clone() for p in network.parameters()]
     forward = torch.compile(network) if compiled else network
     scheduler = DDPMScheduler(num_train_timesteps=1000)
@@ -110,54 +158,58 @@ def diffusers_steps(compiled):
             seconds.append(time.perf_counter() - began)
         return seconds
 
-    return run
+    return run, sum(p.numel() for p in network.parameters())
 
 
-def work(contender):
+def work(contender, name):
     """Answers each line of standard input, a number of steps, with their seconds as JSON."""
     if contender.startswith("diffusers"):
-        run = diffusers_steps(compiled=contender.endswith("compiled"))
+        run, parameters = diffusers_steps(name, compiled=contender.endswith("compiled"))
     else:
-        run = keras_steps()
+        run, parameters = keras_steps(name)
     run(4)  # compiles
-    print("ready", flush=True)
+    print(f"ready {parameters}", flush=True)
     for line in sys.stdin:
         # The first step of a call to fit sets it up.
         print(json.dumps(run(int(line) + 1)[1:]), flush=True)
 
 
-def start(contender):
+def start(contender, network):
+    """Returns the process of a contender, and the number of its network's parameters."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     if not contender.startswith("diffusers"):
         environment["KERAS_BACKEND"] = contender
     process = subprocess.Popen(
-        [sys.executable, __file__, "--worker", contender],
+        [sys.executable, __file__, "--worker", contender, "--network", network],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    if process.stdout.readline().strip() != "ready":
+    answer = process.stdout.readline().split()
+    if answer[:1] != ["ready"]:
         raise SystemExit(f"{contender} did not start:\n{process.stderr.read()[-2000:]}")
-    return process
+    return process, int(answer[1])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--network", choices=NETWORKS, default="dit")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10, help="steps a contender a round")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker)
+        work(options.worker, options.network)
         return
     names = options.contenders.split(",")
     unknown = sorted(set(names) - set(CONTENDERS))
     if unknown:
         parser.error(f"--contenders must be among {', '.join(CONTENDERS)}. Received: {unknown}")
-    processes = {name: start(name) for name in names}
+    started = {name: start(name, options.network) for name in names}
+    processes = {name: process for name, (process, _) in started.items()}
     seconds = {name: [] for name in names}
     for _ in range(options.rounds):
         for name, process in processes.items():
@@ -167,12 +219,16 @@ def main():
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    print(f"DiT, width 128, depth 6, 16 x 16 pixels, patch 2, batch {BATCH}, float32, CPU")
-    print(f"{'':30s}{'ms/step':>10s}   times as fast as {CONTENDERS[names[0]]} [by round]")
+    print(f"{NETWORKS[options.network]}; {IMAGE_SIZE} x {IMAGE_SIZE} pixels, batch {BATCH}")
+    print(
+        f"{'':30s}{'parameters':>12s}{'ms/step':>10s}   "
+        f"times as fast as {CONTENDERS[names[0]]} [by round]"
+    )
     for name in names:
         ratios = [a / b for a, b in zip(seconds[names[0]], seconds[name], strict=True)]
         print(
-            f"{CONTENDERS[name]:30s}{1000 * statistics.median(seconds[name]):10.1f}   "
+            f"{CONTENDERS[name]:30s}{started[name][1]:12,d}"
+            f"{1000 * statistics.median(seconds[name]):10.1f}   "
             f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
         )
 

@@ -35,7 +35,7 @@ class SongUNet(UNet):
         num_classes: number of classes; 0 for a network that takes no labels.
         label_dropout: probability in [0, 1) with which training replaces a label by the null label.
         augment_features: numbers by which an augmentation describes itself; 0 for none.
-        width: channels where `channel_multipliers` is 1, a multiple of 4 and beyond 128 of 32.
+        width: channels where `channel_multipliers` is 1.
         channel_multipliers: each level's channels in units of `width`, finest level first.
         embedding_multiplier: width of the embedding in units of `width`.
         num_blocks: residual blocks of a level in the encoder; the decoder has one more.

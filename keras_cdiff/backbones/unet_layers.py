@@ -93,14 +93,11 @@ def _crop(x: Tensor, axis: int, start: int, size: int) -> Tensor:
 def group_norm(
     channels: int, epsilon: float, dtype: keras.DTypePolicy, name: str
 ) -> keras.layers.GroupNormalization:
-    """Returns group normalisation with at most 32 groups and at least 4 channels in each."""
-    groups = min(32, channels // 4)
-    if groups < 1 or channels % groups:
-        raise ValueError(
-            "A U-Net normalises groups of 4 channels or more, at most 32 groups: the width of "
-            "each level must be a multiple of 4, and beyond 128 of 32. "
-            f"Received: a level with {channels} channels"
-        )
+    """Returns group normalisation in as many groups, of equal size, as are possible with at most
+    32 groups and at least 4 channels in each.
+    """
+    most = min(32, channels // 4)
+    groups = max((g for g in range(1, most + 1) if channels % g == 0), default=1)
     return keras.layers.GroupNormalization(groups, epsilon=epsilon, dtype=dtype, name=name)
 
 

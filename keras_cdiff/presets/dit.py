@@ -1,22 +1,6 @@
-"""Presets: named configurations as plain data, each with its source.
+"""Presets of DiT, and of SiT, which is the same network trained on straight lines."""
 
-A preset holds the parts of the model as their configurations, the training settings, the
-curriculum's defaults and the sampler that shows its results. `DiffusionModel.from_preset` and
-`keras_cdiff.training` turn them into objects.
-"""
-
-import copy
-
-
-def _part(class_name: str, **config: object) -> dict:
-    """The serialised form of a registered keras_cdiff object."""
-    return {
-        "class_name": class_name,
-        "config": config,
-        "module": None,
-        "registered_name": f"keras_cdiff>{class_name}",
-    }
-
+from keras_cdiff.presets.parts import part
 
 # Peebles and Xie, "Scalable Diffusion Models with Transformers", 2023, table 1.
 DIT_SIZES = {
@@ -43,10 +27,10 @@ def _dit_imagenet256(size: str, patch_size: int) -> dict:
                 "label_dropout": 0.1,
                 **DIT_SIZES[size],
             },
-            "schedule": _part("LinearBeta", num_timesteps=1000),
-            "parameterization": _part("Epsilon", learned_variance=True),
-            "objective": _part("UniformTimesteps", num_timesteps=1000, weighting=_part("Constant")),
-            "ema": _part("FixedDecay", decay=0.9999),
+            "schedule": part("LinearBeta", num_timesteps=1000),
+            "parameterization": part("Epsilon", learned_variance=True),
+            "objective": part("UniformTimesteps", num_timesteps=1000, weighting=part("Constant")),
+            "ema": part("FixedDecay", decay=0.9999),
         },
         "data": "latents:PATH",
         "training": {
@@ -81,15 +65,15 @@ def _dit_emoji16() -> dict:
                 "depth": 6,
                 "num_heads": 4,
             },
-            "schedule": _part("EDM", sigma_min=0.002, sigma_max=80.0),
-            "parameterization": _part("EDMPreconditioning", sigma_data=0.8),
-            "objective": _part(
+            "schedule": part("EDM", sigma_min=0.002, sigma_max=80.0),
+            "parameterization": part("EDMPreconditioning", sigma_data=0.8),
+            "objective": part(
                 "LogNormalSigma",
                 p_mean=-0.4,
                 p_std=1.4,
-                weighting=_part("EDMWeight", sigma_data=0.8),
+                weighting=part("EDMWeight", sigma_data=0.8),
             ),
-            "ema": _part("FixedDecay", decay=0.998),
+            "ema": part("FixedDecay", decay=0.998),
         },
         "data": "emoji",
         "training": {
@@ -108,22 +92,52 @@ def _dit_emoji16() -> dict:
     }
 
 
-PRESETS = {
+def _sit_imagenet256(size: str, patch_size: int) -> dict:
+    """SiT on the latents of DiT: straight lines from image to noise, the network predicts their
+    velocity.
+    """
+    preset = _dit_imagenet256(size, patch_size)
+    preset["description"] = f"SiT-{size.upper()}/{patch_size} on latents of ImageNet 256 x 256."
+    preset["source"] = (
+        "Ma et al., 'SiT', 2024, sections 3 and 4, which draws its times uniformly (objective="
+        "UniformTime()); logit-normal times are those of Esser et al., 'Scaling Rectified Flow "
+        "Transformers', 2024, section 3.1"
+    )
+    preset["model"]["backbone"]["out_channels"] = 4
+    preset["model"] |= _FLOW
+    preset["curriculum"]["clusters"] = "uniform"
+    preset["sampling"] = {**_FLOW_SAMPLING, "guidance": 1.5}
+    return preset
+
+
+def _sit_emoji16() -> dict:
+    """The network and data of `dit_emoji16`, trained as SiT."""
+    preset = _dit_emoji16()
+    preset["description"] = "Small class-conditional SiT, emoji at 16 x 16."
+    preset["model"] |= _FLOW
+    preset["curriculum"]["clusters"] = "uniform"
+    preset["sampling"] = {**_FLOW_SAMPLING, "guidance": 2.0}
+    return preset
+
+
+_FLOW = {
+    "schedule": part("RectifiedFlow"),
+    "parameterization": part("Velocity", learned_variance=False),
+    "objective": part("LogitNormalTime", mean=0.0, std=1.0, weighting=part("Constant")),
+}
+_FLOW_SAMPLING = {"sampler": "heun", "num_steps": 25, "options": {"coordinate": "level"}}
+
+_DIT_NAMES = [(size, patch_size) for size in DIT_SIZES for patch_size in (2, 4, 8)]
+
+DIT_PRESETS = {
     **{
-        f"dit_{size}_{patch_size}_imagenet256": _dit_imagenet256(size, patch_size)
-        for size in DIT_SIZES
-        for patch_size in (2, 4, 8)
+        f"dit_{size}_{patch}_imagenet256": _dit_imagenet256(size, patch)
+        for size, patch in _DIT_NAMES
     },
     "dit_emoji16": _dit_emoji16(),
+    **{
+        f"sit_{size}_{patch}_imagenet256": _sit_imagenet256(size, patch)
+        for size, patch in _DIT_NAMES
+    },
+    "sit_emoji16": _sit_emoji16(),
 }
-
-
-def preset(name: str) -> dict:
-    """Returns a copy of the configuration called `name`.
-
-    Raises:
-        ValueError: if there is none, naming those that there are.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"A preset must be one of {', '.join(PRESETS)}. Received: name={name!r}")
-    return copy.deepcopy(PRESETS[name])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.backbones.unet_layers import UNetBlock, downsample, upsample
+from keras_cdiff.backbones.unet_layers import UNetBlock, downsample, group_norm, upsample
 
 
 def brute_force(x, taps, up):
@@ -45,6 +45,13 @@ def test_resampling_keeps_brightness(taps):
     np.testing.assert_allclose(inside, 1.0, atol=1e-6)
     inside = ops.convert_to_numpy(upsample(x, taps))[:, 2:-2, 2:-2]
     np.testing.assert_allclose(inside, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(3, 1), (8, 2), (18, 3), (128, 32), (144, 24), (256, 32), (384, 32)]
+)
+def test_groups_are_equal_and_not_too_small(channels, groups):
+    assert group_norm(channels, 1e-6, keras.DTypePolicy("float32"), "norm").groups == groups
 
 
 def test_a_block_starts_as_its_skip():

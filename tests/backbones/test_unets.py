@@ -252,7 +252,7 @@ def test_no_label_is_the_null_label(make):
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (song, {"width": 6}, "a level with 18 channels"),
+        (song, {"width": 0}, "width=0"),
         (song, {"image_size": 9}, "image_size=9"),
         (song, {"attention_resolutions": (16,)}, "attention_resolutions=\\(16,\\)"),
         (song, {"channel_multipliers": ()}, "channel_multipliers=\\(\\)"),
