@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_cdiff.backbones.inputs import check_inputs
 from keras_cdiff.backbones.layers import TokenDense, drop_labels
-from keras_cdiff.backbones.unet_layers import UNetBlock, downsample, group_norm, upsample
+from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock, downsample, upsample
 
 Tensor = keras.KerasTensor
 
@@ -168,7 +168,7 @@ class UNet(keras.Model):
                 channels = width
             self.decoder_blocks.append(blocks)
             if self.decoder == "skip" or i == 0:
-                norm = group_norm(channels, epsilon, policy, f"{size}_output_norm")
+                norm = GroupNorm(epsilon, dtype=policy, name=f"{size}_output_norm")
                 norm.build((None, size, size, channels))
                 self.output_norms.append(norm)
                 self.output_convs.append(

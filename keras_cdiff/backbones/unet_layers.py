@@ -90,15 +90,69 @@ def _crop(x: Tensor, axis: int, start: int, size: int) -> Tensor:
     return x[:, start : start + size] if axis == 1 else x[:, :, start : start + size]
 
 
-def group_norm(
-    channels: int, epsilon: float, dtype: keras.DTypePolicy, name: str
-) -> keras.layers.GroupNormalization:
-    """Returns group normalisation in as many groups, of equal size, as are possible with at most
-    32 groups and at least 4 channels in each.
+@keras.saving.register_keras_serializable("keras_cdiff")
+class GroupNorm(keras.layers.Layer):
+    """Group normalisation that takes what a noise level does to its input and output along.
+
+    y = (1 + scale) (gamma (x + offset - mean) / sqrt(variance + epsilon) + beta) + shift
+
+    with mean and variance over all pixels and a group's channels. There are as many groups, of
+    equal size, as are possible with at most 32 groups and at least 4 channels in each. Computed in
+    float32 under every dtype policy.
+
+    Args:
+        epsilon: added to the variance.
+
+    Source: Wu and He, "Group Normalization", 2018; scale and shift as in Dhariwal and Nichol,
+        "Diffusion Models Beat GANs on Image Synthesis", 2021, equation 3.
     """
-    most = min(32, channels // 4)
-    groups = max((g for g in range(1, most + 1) if channels % g == 0), default=1)
-    return keras.layers.GroupNormalization(groups, epsilon=epsilon, dtype=dtype, name=name)
+
+    def __init__(self, epsilon: float = 1e-6, **kwargs: object):
+        # Keras would cast what noise levels say to the compute dtype.
+        super().__init__(**{**kwargs, "autocast": False})
+        self.epsilon = epsilon
+
+    def build(self, x_shape: tuple, *args: object) -> None:
+        channels = x_shape[-1]
+        self.groups = max(
+            (g for g in range(1, min(32, channels // 4) + 1) if channels % g == 0), default=1
+        )
+        options = {"shape": (channels,), "dtype": "float32", "autocast": False}
+        self.gamma = self.add_weight(name="gamma", initializer="ones", **options)
+        self.beta = self.add_weight(name="beta", initializer="zeros", **options)
+
+    def call(
+        self,
+        x: Tensor,
+        offset: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """Maps images (B, H, W, C) to images, given offset, scale and shift (B, C), float32."""
+        # For each image and channel this is one affine map, found from the channel's moments. The
+        # general layer of Keras makes several more passes over the pixels, and was 1.3 (TensorFlow)
+        # to 3 times (JAX) as slow in training.
+        pixels = ops.cast(x, "float32")
+        mean, variance = ops.moments(pixels, axes=(1, 2))
+        if offset is not None:
+            mean = mean + offset
+        group_mean = self._over_groups(mean)
+        group_variance = self._over_groups(variance + ops.square(mean - group_mean))
+        slope = ops.rsqrt(group_variance + self.epsilon) * self.gamma
+        constant = (0.0 if offset is None else offset) - group_mean
+        constant = constant * slope + self.beta
+        if scale is not None:
+            slope, constant = slope * (1.0 + scale), constant * (1.0 + scale) + shift
+        return ops.cast(pixels * slope[:, None, None] + constant[:, None, None], self.compute_dtype)
+
+    def _over_groups(self, values: Tensor) -> Tensor:
+        """Returns each channel's mean over its group, (B, C)."""
+        size = values.shape[1] // self.groups
+        means = ops.mean(ops.reshape(values, (-1, self.groups, size)), axis=-1)
+        return ops.repeat(means, size, axis=-1)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "epsilon": self.epsilon}
 
 
 @keras.saving.register_keras_serializable("keras_cdiff")
@@ -164,7 +218,7 @@ class UNetBlock(keras.layers.Layer):
         _, height, width, channels_in = x_shape
         factor = {None: 1.0, "down": 0.5, "up": 2.0}[self.resample]
         shape = (None, int(height * factor), int(width * factor), channels)
-        self.norm_in = group_norm(channels_in, self.epsilon, policy, "norm_in")
+        self.norm_in = GroupNorm(self.epsilon, dtype=policy, name="norm_in")
         self.norm_in.build(x_shape)
         self.conv_in = keras.layers.Conv2D(
             channels,
@@ -183,7 +237,7 @@ class UNetBlock(keras.layers.Layer):
             kernel_initializer=self.initializer,
         )
         self.modulation.build(embedding_shape)
-        self.norm_out = group_norm(channels, self.epsilon, policy, "norm_out")
+        self.norm_out = GroupNorm(self.epsilon, dtype=policy, name="norm_out")
         self.norm_out.build(shape)
         self.conv_out = keras.layers.Conv2D(
             channels,
@@ -202,7 +256,7 @@ class UNetBlock(keras.layers.Layer):
             self.skip.build((*shape[:3], channels_in))
         self.attention = None
         if self.num_heads:
-            self.norm_attention = group_norm(channels, self.epsilon, policy, "norm_attention")
+            self.norm_attention = GroupNorm(self.epsilon, dtype=policy, name="norm_attention")
             self.norm_attention.build(shape)
             self.attention = SelfAttention(
                 self.num_heads,
@@ -224,12 +278,12 @@ class UNetBlock(keras.layers.Layer):
         images; `seed_generator` draws the dropout.
         """
         h = self.conv_in(self._resampled(ops.silu(self.norm_in(x))))
-        modulation = ops.cast(self.modulation(embedding)[:, None, None], self.compute_dtype)
+        modulation = self.modulation(embedding)
         if self.adaptive_scale:
             scale, shift = ops.split(modulation, 2, axis=-1)
-            h = self.norm_out(h) * (1.0 + scale) + shift
+            h = self.norm_out(h, scale=scale, shift=shift)
         else:
-            h = self.norm_out(h + modulation)
+            h = self.norm_out(h, offset=modulation)
         h = ops.silu(h)
         if training and self.dropout > 0.0:
             h = keras.random.dropout(h, self.dropout, seed=seed_generator)

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_cdiff.backbones import DhariwalUNet, SongUNet
 from keras_cdiff.backbones.unet import UNet
-from keras_cdiff.backbones.unet_layers import UNetBlock
+from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock
 from keras_cdiff.convert.state_dict import Entry, check_constructor, check_entries, dense, plain
 
 # The official constructors' defaults; the first three must be given.
@@ -192,7 +192,7 @@ def _entries(network: UNet) -> Iterator[tuple[str, Entry]]:
 
 def _layer_entries(name: str, layer: keras.layers.Layer) -> Iterator[tuple[str, Entry]]:
     """Entries of a norm, or of a convolution, which where it is 1 x 1 is a dense layer here."""
-    if isinstance(layer, keras.layers.GroupNormalization):
+    if isinstance(layer, GroupNorm):
         yield f"{name}.weight", plain(layer.gamma)
         yield f"{name}.bias", plain(layer.beta)
         return

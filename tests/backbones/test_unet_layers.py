@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.backbones.unet_layers import UNetBlock, downsample, group_norm, upsample
+from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock, downsample, upsample
 
 
 def brute_force(x, taps, up):
@@ -51,7 +51,39 @@ def test_resampling_keeps_brightness(taps):
     ("channels", "groups"), [(3, 1), (8, 2), (18, 3), (128, 32), (144, 24), (256, 32), (384, 32)]
 )
 def test_groups_are_equal_and_not_too_small(channels, groups):
-    assert group_norm(channels, 1e-6, keras.DTypePolicy("float32"), "norm").groups == groups
+    norm = GroupNorm()
+    norm.build((None, 2, 2, channels))
+    assert norm.groups == groups
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_group_norm_with_modulation_is_its_formula(policy):
+    generator = np.random.default_rng(0)
+    norm = GroupNorm(1e-5, dtype=policy)
+    norm.build((None, 4, 6, 8))
+    gamma, beta = 1.0 + 0.1 * np.arange(8), 0.1 * np.arange(8)
+    norm.gamma.assign(gamma)
+    norm.beta.assign(beta)
+    # Far from zero, where the squares' mean less the mean's square would have lost its digits.
+    x = np.float16(100.0 + 4.0 * generator.normal(size=(2, 4, 6, 8))).astype(norm.compute_dtype)
+    offset, scale, shift = generator.normal(size=(3, 2, 8)).astype("float32")
+
+    def expected(x):
+        groups = x.reshape(2, 4, 6, 2, 4)
+        mean = groups.mean(axis=(1, 2, 4), keepdims=True)
+        variance = groups.var(axis=(1, 2, 4), keepdims=True)
+        return ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * gamma + beta
+
+    def check(actual, expected):
+        assert keras.backend.standardize_dtype(actual.dtype) == norm.compute_dtype
+        tolerance = 1e-4 if policy == "float32" else 5e-3
+        np.testing.assert_allclose(ops.convert_to_numpy(actual), expected, atol=tolerance)
+
+    exact = x.astype("float64")
+    check(norm(x), expected(exact))
+    check(norm(x, offset=offset), expected(exact + offset[:, None, None]))
+    modulated = expected(exact) * (1.0 + scale[:, None, None]) + shift[:, None, None]
+    check(norm(x, scale=scale, shift=shift), modulated)
 
 
 def test_a_block_starts_as_its_skip():
