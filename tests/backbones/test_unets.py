@@ -30,27 +30,27 @@ PRECONDITIONINGS = {
 }
 
 
+# As large as the golden networks and in batches as large, so that JAX, which compiles operation by
+# operation here, compiles each but once.
 def song(**overrides):
-    sizes = {
-        "image_size": 8,
-        "width": 8,
-        "channel_multipliers": (1, 2),
-        "num_blocks": 1,
-        "attention_resolutions": (4,),
-    }
-    return SongUNet(**{**sizes, **overrides})
+    sizes = {"width": 8, "channel_multipliers": (2, 2, 2)}
+    options = {"image_size": 16, "num_blocks": 1, "attention_resolutions": (8,)}
+    return SongUNet(**{**sizes, **options, **overrides})
 
 
 def dhariwal(**overrides):
-    sizes = {
-        "image_size": 8,
-        "width": 8,
-        "channel_multipliers": (1, 2),
-        "num_blocks": 1,
-        "attention_resolutions": (4,),
-        "head_channels": 8,
-    }
-    return DhariwalUNet(**{**sizes, **overrides})
+    sizes = {"width": 16, "channel_multipliers": (1, 4)}
+    options = {"image_size": 16, "num_blocks": 1, "attention_resolutions": (8,)}
+    return DhariwalUNet(**{**sizes, **options, **overrides})
+
+
+def inputs(seed=0):
+    """Images, levels, labels with a null label of three classes, augmentation parameters."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(6, 16, 16, 3)).astype("float32")
+    level = np.linspace(-1.55, 1.1, 6, dtype="float32")
+    augment = generator.normal(size=(6, 9)).astype("float32")
+    return x, level, np.array([0, 1, 2, 3, 0, 3], "int32"), augment
 
 
 def close(actual, expected, **tolerance):
@@ -135,74 +135,41 @@ def test_every_preconditioned_network_denoises_as_the_official_one(official, nam
             close(clean, expected, atol=1e-4 * np.abs(expected).max())
 
 
-# Counted in the official code.
-@pytest.mark.parametrize(
-    ("make", "count"),
-    [
-        (lambda: SongUNet(32, channel_multipliers=(2, 2, 2), augment_features=9), 55_733_891),
-        (
-            lambda: SongUNet(32, channel_multipliers=(2, 2, 2), augment_features=9, num_classes=10),
-            55_735_299,
-        ),
-        (
-            lambda: SongUNet(
-                32,
-                channel_multipliers=(2, 2, 2),
-                augment_features=9,
-                num_classes=10,
-                embedding="fourier",
-                noise_multiplier=2,
-                encoder="residual",
-                resample_filter=(1, 3, 3, 1),
-            ),
-            56_400_643,
-        ),
-        (lambda: SongUNet(64, augment_features=9), 61_805_571),
-        (lambda: DhariwalUNet(64, num_classes=1000), 295_899_267),
-    ],
-    ids=["ddpmpp-cifar10", "ddpmpp-cifar10-cond", "ncsnpp-cifar10-cond", "ddpmpp-64", "adm-64"],
-)
-def test_published_networks_have_their_number_of_parameters(make, count):
-    # No memory is allocated: variables that a stateless scope does not initialise have only shapes.
-    with keras.StatelessScope(initialize_variables=False):
-        network = make()
-    assert sum(int(np.prod(weight.shape)) for weight in network.trainable_weights) == count
-    keras.utils.clear_session()
-
-
 @pytest.mark.parametrize("make", [song, dhariwal])
 def test_starts_near_zero(make):
     network = make(num_classes=3, augment_features=9)
-    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
-    output = network(
-        x, np.float32([-1.0, 1.0]), np.array([0, 3]), augment=np.ones((2, 9), "float32")
-    )
+    x, level, label, augment = inputs()
+    output = network(x, level, label, augment=augment)
     close(output, np.zeros_like(x), atol=1e-3)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("make", [song, dhariwal])
-def test_conditions_and_output_are_float32_under_every_policy(make, policy):
-    single = make(num_classes=3, augment_features=9, dropout=0.0)
-    generator = np.random.default_rng(0)
-    for weight in single.trainable_weights:
+def randomise(network):
+    generator = np.random.default_rng(1)
+    for weight in network.trainable_weights:
         weight.assign(0.2 * generator.normal(size=weight.shape))
-    mixed = make(num_classes=3, augment_features=9, dropout=0.0, dtype=policy)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "policy"), [(song, "mixed_bfloat16"), (dhariwal, "mixed_float16")]
+)
+def test_conditions_and_output_are_float32_under_every_policy(make, policy):
+    x, level, label, augment = inputs()
+    options = {"num_classes": 3, "augment_features": 9, "dropout": 0.0}
+    single = randomise(make(**options))
+    embedded = ops.convert_to_numpy(single.embed(level, label, augment, False))
+    expected = ops.convert_to_numpy(single(x, level, label, augment=augment))
+    mixed = make(**options, dtype=policy)
     mixed.set_weights(single.get_weights())
-    level, label = np.float32([-1.55, 1.1]), np.array([0, 3])
-    augment = generator.normal(size=(2, 9)).astype("float32")
-    embedded = [network.embed(level, label, augment, False) for network in (single, mixed)]
-    close(embedded[1], ops.convert_to_numpy(embedded[0]), atol=1e-6)
-    x = generator.normal(size=(2, 8, 8, 3)).astype("float32")
-    outputs = [network(x, level, label, augment=augment) for network in (single, mixed)]
-    assert keras.backend.standardize_dtype(outputs[1].dtype) == "float32"
-    expected = ops.convert_to_numpy(outputs[0])
-    close(outputs[1], expected, atol=0.05 * np.abs(expected).max())
+    close(mixed.embed(level, label, augment, False), embedded, atol=1e-6)
+    output = mixed(x, level, label, augment=augment)
+    assert keras.backend.standardize_dtype(output.dtype) == "float32"
+    close(output, expected, atol=0.05 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("make", [song, dhariwal])
 def test_configuration_builds_the_same_network(make):
-    options = {"num_classes": 3, "augment_features": 9, "out_channels": 6, "label_dropout": 0.2}
+    options = {"num_classes": 3, "augment_features": 9, "label_dropout": 0.2}
     if make is song:
         options |= {
             "embedding": "fourier",
@@ -213,22 +180,19 @@ def test_configuration_builds_the_same_network(make):
             "adaptive_scale": True,
         }
     else:
-        options |= {"middle_attention": False}
-    network = make(**options)
+        options |= {"middle_attention": False, "out_channels": 6}
+    network = randomise(make(**options))
     restored = type(network).from_config(network.get_config())
     assert restored.get_config() == network.get_config()
     restored.set_weights(network.get_weights())
-    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
-    level = np.float32([-1.0, 1.0])
+    x, level, *_ = inputs()
     close(restored(x, level), ops.convert_to_numpy(network(x, level)), atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [song, dhariwal])
 def test_dropout_is_active_in_training_alone_and_follows_its_seed(make):
-    network = make(dropout=0.5)
-    for weight in network.trainable_weights:
-        weight.assign(0.2 * np.random.default_rng(1).normal(size=weight.shape))
-    x, level = np.ones((2, 8, 8, 3), "float32"), np.float32([0.0, 1.0])
+    network = randomise(make(dropout=0.5))
+    x, level, *_ = inputs()
 
     def run(**kwargs):
         network.seed_generator.state.assign([7, 0])
@@ -240,21 +204,21 @@ def test_dropout_is_active_in_training_alone_and_follows_its_seed(make):
 
 @pytest.mark.parametrize("make", [song, dhariwal])
 def test_no_label_is_the_null_label(make):
-    network = make(num_classes=3)
-    for weight in network.trainable_weights:
-        weight.assign(0.2 * np.random.default_rng(1).normal(size=weight.shape))
-    x, level = np.ones((2, 8, 8, 3), "float32"), np.float32([0.0, 1.0])
-    null = ops.convert_to_numpy(network(x, level, np.array([3, 3])))
+    network = randomise(make(num_classes=3))
+    x, level, label, _ = inputs()
+    null = ops.convert_to_numpy(network(x, level, np.full(6, 3)))
     close(network(x, level), null, atol=0.0)
-    assert np.abs(ops.convert_to_numpy(network(x, level, np.array([0, 1]))) - null).max() > 1e-4
+    labelled = ops.convert_to_numpy(network(x, level, label))
+    changed = np.abs(labelled - null).max(axis=(1, 2, 3)) > 1e-4
+    np.testing.assert_array_equal(changed, label < 3)
 
 
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
         (song, {"width": 0}, "width=0"),
-        (song, {"image_size": 9}, "image_size=9"),
-        (song, {"attention_resolutions": (16,)}, "attention_resolutions=\\(16,\\)"),
+        (song, {"image_size": 18}, "image_size=18"),
+        (song, {"attention_resolutions": (32,)}, "attention_resolutions=\\(32,\\)"),
         (song, {"channel_multipliers": ()}, "channel_multipliers=\\(\\)"),
         (song, {"dropout": 1.0}, "dropout=1.0"),
         (song, {"label_dropout": -0.1}, "label_dropout=-0.1"),
@@ -266,7 +230,7 @@ def test_no_label_is_the_null_label(make):
         (song, {"resample_filter": (1, 2, 1)}, "resample_filter=\\(1, 2, 1\\)"),
         (song, {"resample_filter": (1, 2)}, "resample_filter=\\(1, 2\\)"),
         (song, {"noise_multiplier": 0}, "noise_multiplier=0"),
-        (dhariwal, {"head_channels": 64}, "16 channels"),
+        (dhariwal, {"head_channels": 48}, "64 channels"),
     ],
 )
 def test_sizes_that_do_not_fit(make, arguments, message):
@@ -284,12 +248,12 @@ def test_sizes_that_do_not_fit(make, arguments, message):
     ],
 )
 def test_inputs_that_do_not_fit(arguments, message):
-    inputs = {"x": np.zeros((2, 8, 8, 3), "float32"), "level": np.zeros(2, "float32")}
+    inputs = {"x": np.zeros((2, 16, 16, 3), "float32"), "level": np.zeros(2, "float32")}
     with pytest.raises(ValueError, match=f"Received: {message}"):
         song()(**{**inputs, **arguments})
 
 
 def test_augment_of_another_length():
-    inputs = np.zeros((2, 8, 8, 3), "float32"), np.zeros(2, "float32")
+    inputs = np.zeros((2, 16, 16, 3), "float32"), np.zeros(2, "float32")
     with pytest.raises(ValueError, match=r"shape \(batch, 9\).*Received: augment.shape=\(2, 8\)"):
         song(augment_features=9)(*inputs, augment=np.zeros((2, 8), "float32"))
