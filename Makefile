@@ -16,7 +16,12 @@ demo: .venv/demo
 	$(BIN)/python apps/sample.py --workdir=demo --output=demo
 	@echo "Look at demo/samples.png."
 
-test: lint build-files test-backend-free $(addprefix test-,$(BACKENDS))
+# Two processes at a time, slowest backend first; JOBS=1 runs one after the other.
+JOBS ?= 2
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+test: lint build-files
+	$(MAKE) --jobs=$(JOBS) $(SYNC) --no-print-directory test-jax test-tensorflow test-torch test-backend-free
 
 lint: .venv/test
 	$(BIN)/ruff format --check .

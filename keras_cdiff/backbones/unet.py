@@ -24,9 +24,6 @@ class UNet(keras.Model):
     decoder, and what the encoder's blocks put out is joined to what the decoder's take in.
     """
 
-    # Convolutions are slower with XLA on a CPU than without.
-    prefers_xla = False
-
     # `SongUNet` also has an encoder with a second path of the shrinking image, "skip" or
     # "residual", and a decoder that makes the image level by level, "skip".
     encoder = decoder = "standard"

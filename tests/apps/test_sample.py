@@ -58,6 +58,10 @@ def test_samples_of_a_run_are_written(workdir, tmp_path, run_app, backend):
     [
         (("--workdir={workdir}", "--label=9"), "label=9"),
         (
+            ("--workdir={workdir}", "--output={output}", "--guidance=2", "--guidance_interval=3"),
+            "interval=(3.0,)",
+        ),
+        (
             (
                 "--weights={workdir}/weights/raw.weights.h5",
                 "--preset=dit_emoji16",

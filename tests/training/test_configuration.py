@@ -81,6 +81,8 @@ def test_other_data_decides_the_number_of_classes_unless_it_is_given(arguments, 
         ("dit_emoji16", {"image_size": 0}, "image_size=0"),
         ("dit_emoji16", {"image_size": 15}, "multiple of 2.*image_size=15"),
         ("dit_emoji16", {"num_classes": -1}, "num_classes=-1"),
+        ("dit_emoji16", {"augment": 0.1}, "told of it.*augment=0.1, preset='dit_emoji16'"),
+        ("edm_emoji16", {"augment": 1.5}, "probability=1.5"),
         ("dit_emoji16", {"seed": -1}, "seed=-1"),
         ("dit_emoji16", {"seed": 2**32}, "seed=4294967296"),
         ("dit_emoji16", {"dtype_policy": "float8"}, "mixed_bfloat16.*float8"),
@@ -176,11 +178,34 @@ def test_samplers_clamp_pixels_but_not_latents(name, channels):
     sampler = configuration.build_sampler(name, 7, channels)
     assert isinstance(sampler, configuration.SAMPLERS[name])
     assert sampler.num_steps == 7
-    assert sampler.clip == (channels != 4 and name != "heun")
+    # Solvers of the flow do not clamp by default.
+    assert sampler.clip == (channels != 4 and name in ("ddpm", "ddim"))
 
 
 def test_a_sampler_has_its_own_number_of_steps_by_default():
     for name, sampler in configuration.SAMPLERS.items():
         assert configuration.build_sampler(name).num_steps == sampler().num_steps
-    with pytest.raises(ValueError, match=r"ddpm, ddim, heun.*euler"):
-        configuration.build_sampler("euler")
+    with pytest.raises(ValueError, match=r"ddpm, ddim, euler, heun, dpm_solver.*leapfrog"):
+        configuration.build_sampler("leapfrog")
+
+
+def test_a_sampler_takes_the_options_of_a_preset():
+    sampling = presets.preset("edm_adm_imagenet64")["sampling"]
+    sampler = configuration.build_sampler(sampling["sampler"], 256, **sampling["options"])
+    assert (sampler.s_churn, sampler.s_min, sampler.s_max, sampler.s_noise) == (40, 0.05, 50, 1.003)
+
+
+@pytest.mark.parametrize(("augment", "features"), [(None, 0), (0.3, 9), (0.0, 0)])
+def test_augmentation_is_set_with_the_network_that_is_told_of_it(augment, features):
+    config = training.resolve("edm_emoji16", image_size=8, augment=augment)
+    config["model"]["backbone"] |= {"width": 8, "num_blocks": 1}
+    assert json.loads(json.dumps(config)) == config
+    model = configuration.build_model(config)
+    assert model.backbone.augment_features == features
+    assert getattr(model.augmentation, "probability", None) == (augment or None)
+
+
+def test_augmentation_of_a_preset_can_be_left_out():
+    config = training.resolve("edm_ddpmpp_cifar10", augment=0.0)
+    assert config["model"]["augmentation"] is None
+    assert config["model"]["backbone"]["augment_features"] == 0

@@ -44,9 +44,11 @@ def test_every_option_reaches_the_sampler(tmp_path, make_model, config):
         {"seed": 7},
         {"label": 2},
         {"guidance": 4.0},
+        {"guidance": 4.0, "guidance_interval": (0.1, 1.0)},
         {"use_ema": False},
         {"num_steps": 3},
         {"sampler": "ddim"},
+        {"sampler": "dpm_solver"},
     ):
         options = {"num_samples": 2, "label": 1, **changes}
         assert np.any(training.generate(model, config, tmp_path, **options) != plain), changes
@@ -72,7 +74,8 @@ def test_without_classes_or_average_the_preset_guidance_is_left_out(tmp_path, ma
         ({"label": -1}, "label=-1"),
         ({"num_samples": 0}, "num_samples=0"),
         ({"num_steps": 0}, "num_steps=0"),
-        ({"sampler": "euler"}, "ddpm, ddim, heun.*euler"),
+        ({"sampler": "leapfrog"}, "dpm_solver.*leapfrog"),
+        ({"guidance": 2.0, "guidance_interval": (1.0, 0.5)}, "interval=.1.0, 0.5"),
         ({"guidance": -1.0}, "-1"),
         ({"seed": -1}, "seed=-1"),
         ({"batch_size": 0}, "batch_size=0"),
