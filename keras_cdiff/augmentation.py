@@ -83,7 +83,7 @@ class Augmentation:
         anisotropy_rotation: float = 0.5,
         translation_std: float = 0.125,
     ):
-        self._config = {
+        amounts = {
             "probability": probability,
             "x_flip": x_flip,
             "y_flip": y_flip,
@@ -97,13 +97,14 @@ class Augmentation:
             "anisotropy_rotation": anisotropy_rotation,
             "translation_std": translation_std,
         }
-        for name, value in self._config.items():
+        for name, value in amounts.items():
             limit = 1.0 if name in ("probability", "rotation_max", "anisotropy_rotation") else None
-            if not 0.0 <= value < math.inf or (limit is not None and value > limit):
+            number = isinstance(value, int | float) and 0.0 <= value < math.inf
+            if not number or (limit is not None and value > limit):
                 interval = "[0, 1]" if limit else "[0, infinity)"
-                raise ValueError(f"`{name}` must lie in {interval}. Received: {name}={value}")
-            self._config[name] = float(value)
+                raise ValueError(f"`{name}` must lie in {interval}. Received: {name}={value!r}")
             setattr(self, name, float(value))
+        self._names = tuple(amounts)
 
     def __call__(self, images: Tensor, seed: keras.random.SeedGenerator) -> tuple[Tensor, Tensor]:
         """Returns augmented images and their parameters.
@@ -216,7 +217,7 @@ class Augmentation:
         return ((xx, xy), (yx, yy)), (xx * x + xy * y, yx * x + yy * y)
 
     def get_config(self) -> dict:
-        return dict(self._config)
+        return {name: getattr(self, name) for name in self._names}
 
     @classmethod
     def from_config(cls, config: dict) -> "Augmentation":

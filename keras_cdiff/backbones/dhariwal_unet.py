@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_cdiff.backbones.inputs import check_whole
 from keras_cdiff.backbones.layers import level_angles
 from keras_cdiff.backbones.unet import UNet
 from keras_cdiff.backbones.unet_layers import UNetBlock
@@ -36,10 +37,11 @@ class DhariwalUNet(UNet):
         channel_multipliers: each level's channels in units of `width`, finest level first.
         embedding_multiplier: width of the embedding in units of `width`.
         num_blocks: residual blocks of a level in the encoder; the decoder has one more.
-        attention_resolutions: image sizes at which all blocks attend.
+        attention_resolutions: image sizes at which all blocks attend; those that no level has are
+            without effect.
         middle_attention: whether a block between encoder and decoder attends.
-        head_channels: channels of an attention head; those of a level that attends must be a
-            multiple of it.
+        head_channels: channels of an attention head, at least: a level has
+            channels // head_channels heads of equal size.
         dropout: probability in [0, 1) with which a block's activations are dropped in training.
         dtype: dtype or dtype policy of the computation.
         name: name of the network.
@@ -85,8 +87,13 @@ class DhariwalUNet(UNet):
             name=name,
             trainable=trainable,
         )
-        self.middle_attention = middle_attention
+        self.middle_attention = bool(middle_attention)
         self.head_channels = head_channels
+        check_whole("head_channels", head_channels, 1)
+        if width % 2:
+            raise ValueError(
+                f"`width` must be even: it is the number of sinusoids. Received: width={width}"
+            )
         self.build()
 
     def build(self, input_shape: object = None) -> None:
@@ -129,16 +136,17 @@ class DhariwalUNet(UNet):
     ) -> UNetBlock:
         if name.startswith("middle"):
             attention = attention and self.middle_attention
-        if attention and channels % self.head_channels:
+        heads = channels // self.head_channels
+        if attention and (heads == 0 or channels % heads):
             raise ValueError(
-                f"A level that attends must have a multiple of head_channels={self.head_channels} "
-                "channels: change `width`, `head_channels` or where attention is, "
+                f"A level that attends must fill a head of {self.head_channels} channels, or "
+                "several of equal size: change `width`, `head_channels` or where attention is, "
                 f"`attention_resolutions` and `middle_attention`. Received: {channels} channels"
             )
         return UNetBlock(
             channels,
             resample=resample,
-            num_heads=channels // self.head_channels if attention else 0,
+            num_heads=heads if attention else 0,
             dropout=self.dropout,
             adaptive_scale=True,
             project_skip=False,
@@ -172,5 +180,7 @@ class DhariwalUNet(UNet):
 
 
 def _fan_in() -> keras.initializers.Initializer:
-    """Uniform on +-1 / sqrt(fan in), what PyTorch, and so ADM, initialises layers with."""
+    """Uniform on +-1 / sqrt(fan in), as PyTorch, and so ADM, initialises kernels; biases are zero
+    here.
+    """
     return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")

@@ -1,6 +1,9 @@
-"""Checks of what a backbone is called with, by static shape and dtype."""
+"""Checks of what a backbone is built with, and of what it is called with by static shape and
+dtype.
+"""
 
 import keras
+import numpy as np
 
 Tensor = keras.KerasTensor
 
@@ -44,4 +47,23 @@ def check_inputs(network: keras.Model, x: Tensor, level: Tensor, label: Tensor |
             f"`label` must be integers (batch,) in 0..{network.num_classes - 1}, or the null label "
             f"{network.num_classes}. "
             f"Received: label.shape={tuple(label.shape)}, label.dtype={dtype}"
+        )
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raises a ValueError unless `value` is an integer of at least `least`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
+        )
+
+
+def check_wholes(name: str, values: object, fewest: int) -> None:
+    """Raises a ValueError unless `values` are integers of at least 1, and `fewest` or more."""
+    sequence = isinstance(values, list | tuple) and len(values) >= fewest
+    if not sequence or not all(isinstance(v, int | np.integer) and v >= 1 for v in values):
+        raise ValueError(
+            f"`{name}` must be a list of {fewest} or more positive integers. "
+            f"Received: {name}={values!r}"
         )

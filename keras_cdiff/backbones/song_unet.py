@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_cdiff.backbones.inputs import check_whole
 from keras_cdiff.backbones.layers import level_angles
 from keras_cdiff.backbones.unet import UNet
 from keras_cdiff.backbones.unet_layers import UNetBlock
@@ -39,8 +40,9 @@ class SongUNet(UNet):
         channel_multipliers: each level's channels in units of `width`, finest level first.
         embedding_multiplier: width of the embedding in units of `width`.
         num_blocks: residual blocks of a level in the encoder; the decoder has one more.
-        attention_resolutions: image sizes at which blocks attend. In the decoder the last block of
-            a level does; between encoder and decoder one block always does.
+        attention_resolutions: image sizes at which blocks attend; those that no level has are
+            without effect. In the decoder the last block of a level attends; between encoder and
+            decoder one block always does.
         dropout: probability in [0, 1) with which a block's activations are dropped in training.
         adaptive_scale: whether the embedding scales and shifts normed activations, as in ADM, or is
             added before the norm.
@@ -116,8 +118,9 @@ class SongUNet(UNet):
         self.noise_multiplier = noise_multiplier
         self.encoder = encoder
         self.decoder = decoder
-        self.resample_filter = tuple(resample_filter)
+        self.resample_filter = resample_filter
         self._check_choices()
+        self.resample_filter = tuple(resample_filter)
         self.build()
 
     def build(self, input_shape: object = None) -> None:
@@ -200,13 +203,17 @@ class SongUNet(UNet):
                 raise ValueError(
                     f"`{name}` must be one of {choices}. Received: {name}={getattr(self, name)!r}"
                 )
-        if self.noise_multiplier < 1 or self.width * self.noise_multiplier % 2:
+        check_whole("noise_multiplier", self.noise_multiplier, 1)
+        features = self.width * self.noise_multiplier
+        if features % 2 or features < 4:
             raise ValueError(
-                "`noise_multiplier` must be at least 1 and give an even number of features. "
-                f"Received: noise_multiplier={self.noise_multiplier}, width={self.width}"
+                "The noise level needs an even number of features of at least 4, width times "
+                f"noise_multiplier. Received: width={self.width}, "
+                f"noise_multiplier={self.noise_multiplier}"
             )
         taps = self.resample_filter
-        if len(taps) < 2 or len(taps) % 2 or taps != taps[::-1] or sum(taps) <= 0:
+        sequence = isinstance(taps, list | tuple) and len(taps) >= 2 and len(taps) % 2 == 0
+        if not sequence or list(taps) != list(taps)[::-1] or not 0.0 < sum(taps) < math.inf:
             raise ValueError(
                 "`resample_filter` must be symmetric, of even length and of positive sum, such as "
                 f"(1, 1) or (1, 3, 3, 1). Received: resample_filter={taps}"

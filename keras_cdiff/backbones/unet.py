@@ -4,13 +4,14 @@
 augmentation in their own ways.
 """
 
+import abc
 import math
 from collections.abc import Sequence
 
 import keras
 from keras import ops
 
-from keras_cdiff.backbones.inputs import check_inputs
+from keras_cdiff.backbones.inputs import check_inputs, check_whole, check_wholes
 from keras_cdiff.backbones.layers import TokenDense, drop_labels
 from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock, downsample, upsample
 
@@ -56,26 +57,29 @@ class UNet(keras.Model):
         self.label_dropout = label_dropout
         self.augment_features = augment_features
         self.width = width
-        self.channel_multipliers = tuple(channel_multipliers)
+        self.channel_multipliers = channel_multipliers
         self.embedding_multiplier = embedding_multiplier
         self.num_blocks = num_blocks
-        self.attention_resolutions = tuple(attention_resolutions)
+        self.attention_resolutions = attention_resolutions
         self.dropout = dropout
         self._check_sizes()
+        # Read from a configuration they are lists.
+        self.channel_multipliers = tuple(channel_multipliers)
+        self.attention_resolutions = tuple(attention_resolutions)
         # On PyTorch a dropout heeds only generators that were given a seed.
         self.seed_generator = keras.random.SeedGenerator(0)
 
+    @abc.abstractmethod
     def embed(
         self, level: Tensor, label: Tensor | None, augment: Tensor | None, training: bool
     ) -> Tensor:
         """Returns the embedding of the conditions, (B, width embedding_multiplier) float32."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def block(
         self, channels: int, name: str, attention: bool = False, resample: str | None = None
     ) -> UNetBlock:
         """Returns an unbuilt block of this network's kind."""
-        raise NotImplementedError
 
     def build_levels(
         self,
@@ -269,32 +273,16 @@ class UNet(keras.Model):
     def _check_sizes(self) -> None:
         sizes = "image_size channels out_channels width embedding_multiplier num_blocks"
         for name in sizes.split():
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1. Received: {name}={getattr(self, name)}"
-                )
+            check_whole(name, getattr(self, name), 1)
         for name in ("num_classes", "augment_features"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"`{name}` must be at least 0. Received: {name}={getattr(self, name)}"
-                )
-        multipliers = self.channel_multipliers
-        if not multipliers or min(multipliers) < 1:
+            check_whole(name, getattr(self, name), 0)
+        check_wholes("channel_multipliers", self.channel_multipliers, 1)
+        check_wholes("attention_resolutions", self.attention_resolutions, 0)
+        levels = len(self.channel_multipliers)
+        if self.image_size % 2 ** (levels - 1):
             raise ValueError(
-                "`channel_multipliers` must hold a positive integer for each level. "
-                f"Received: channel_multipliers={multipliers}"
-            )
-        halvings = 2 ** (len(multipliers) - 1)
-        if self.image_size % halvings:
-            raise ValueError(
-                f"`image_size` must be a multiple of {halvings}, since {len(multipliers)} levels "
+                f"`image_size` must be a multiple of {2 ** (levels - 1)}, since {levels} levels "
                 f"halve it. Received: image_size={self.image_size}"
-            )
-        sizes = [self.image_size >> i for i in range(len(multipliers))]
-        if not set(self.attention_resolutions) <= set(sizes):
-            raise ValueError(
-                f"`attention_resolutions` must be among the levels' resolutions {sizes}. "
-                f"Received: attention_resolutions={self.attention_resolutions}"
             )
         for name in ("dropout", "label_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:

@@ -133,7 +133,9 @@ class GroupNorm(keras.layers.Layer):
         # general layer of Keras makes several more passes over the pixels, and was 1.3 (TensorFlow)
         # to 3 times (JAX) as slow in training.
         pixels = ops.cast(x, "float32")
-        mean, variance = ops.moments(pixels, axes=(1, 2))
+        mean = ops.mean(pixels, axis=(1, 2))
+        # On PyTorch ops.moments is the squares' mean less the mean's square, which cancels.
+        variance = ops.mean(ops.square(pixels - mean[:, None, None]), axis=(1, 2))
         if offset is not None:
             mean = mean + offset
         group_mean = self._over_groups(mean)
@@ -142,7 +144,9 @@ class GroupNorm(keras.layers.Layer):
         constant = (0.0 if offset is None else offset) - group_mean
         constant = constant * slope + self.beta
         if scale is not None:
-            slope, constant = slope * (1.0 + scale), constant * (1.0 + scale) + shift
+            slope, constant = slope * (1.0 + scale), constant * (1.0 + scale)
+        if shift is not None:
+            constant = constant + shift
         return ops.cast(pixels * slope[:, None, None] + constant[:, None, None], self.compute_dtype)
 
     def _over_groups(self, values: Tensor) -> Tensor:
@@ -198,7 +202,12 @@ class UNetBlock(keras.layers.Layer):
         attention_initializer: str | keras.initializers.Initializer = "glorot_uniform",
         **kwargs: object,
     ):
-        super().__init__(**kwargs)
+        # Keras would cast the embedding of the noise level to the compute dtype.
+        super().__init__(**{**kwargs, "autocast": False})
+        if resample not in (None, "down", "up"):
+            raise ValueError(
+                f'`resample` must be None, "down" or "up". Received: resample={resample!r}'
+            )
         self.channels = channels
         self.resample = resample
         self.num_heads = num_heads

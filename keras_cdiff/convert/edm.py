@@ -113,8 +113,7 @@ def _network(model_type: str, official: dict) -> UNet:
         sizes["image_size"] >> i: multiplier * sizes["width"]
         for i, multiplier in enumerate(sizes["channel_multipliers"])
     }
-    # Official networks do not attend at resolutions that they do not have, ...
-    attention = [size for size in official["attn_resolutions"] if size in levels]
+    attention = official["attn_resolutions"]
     if model_type == "SongUNet":
         return SongUNet(
             attention_resolutions=attention,
@@ -125,9 +124,9 @@ def _network(model_type: str, official: dict) -> UNet:
             resample_filter=official["resample_filter"],
             **sizes,
         )
-    # ... and ADM's not where the channels do not fill a head.
+    # Official ones do not attend where the channels do not fill a head.
     return DhariwalUNet(
-        attention_resolutions=[s for s in attention if levels[s] >= _HEAD_CHANNELS],
+        attention_resolutions=[s for s in attention if levels.get(s, 0) >= _HEAD_CHANNELS],
         middle_attention=[*levels.values()][-1] >= _HEAD_CHANNELS,
         head_channels=_HEAD_CHANNELS,
         **sizes,

@@ -155,7 +155,7 @@ def _emoji16() -> dict:
             "warmup_steps": 100,
             "weight_decay": 0.0,
             "batch_size": 32,
-            "steps": 3600,
+            "steps": 3000,
             "horizontal_flip": False,
         },
         "curriculum": {"clusters": "quantile", "num_clusters": 5, "patience": 25},

@@ -110,10 +110,11 @@ def resolve(
     _check_whole("image_size", backbone["image_size"], 1)
     if augment is not None:
         _augment(config, preset, augment)
-    patch_size = backbone.get("patch_size", 1)
-    if backbone["image_size"] % patch_size:
+    # What the network divides the image by: into patches, or by halving it level by level.
+    divisor = backbone.get("patch_size") or 2 ** (len(backbone["channel_multipliers"]) - 1)
+    if backbone["image_size"] % divisor:
         raise ValueError(
-            f"`image_size` must be a multiple of {patch_size}, the patch size of {preset}. "
+            f"`image_size` must be a multiple of {divisor} for the network of {preset}. "
             f"Received: image_size={image_size}"
         )
     _check_choice("dtype_policy", dtype_policy, DTYPE_POLICIES)

@@ -64,8 +64,10 @@ def test_group_norm_with_modulation_is_its_formula(policy):
     gamma, beta = 1.0 + 0.1 * np.arange(8), 0.1 * np.arange(8)
     norm.gamma.assign(gamma)
     norm.beta.assign(beta)
-    # Far from zero, where the squares' mean less the mean's square would have lost its digits.
-    x = np.float16(100.0 + 4.0 * generator.normal(size=(2, 4, 6, 8))).astype(norm.compute_dtype)
+    # Far from zero, where the squares' mean less the mean's square has no digits left.
+    mean, deviation = (30.0, 0.01) if policy == "float32" else (100.0, 4.0)
+    x = mean + deviation * generator.normal(size=(2, 4, 6, 8))
+    x = x.astype(norm.compute_dtype)
     offset, scale, shift = generator.normal(size=(3, 2, 8)).astype("float32")
 
     def expected(x):
@@ -76,7 +78,7 @@ def test_group_norm_with_modulation_is_its_formula(policy):
 
     def check(actual, expected):
         assert keras.backend.standardize_dtype(actual.dtype) == norm.compute_dtype
-        tolerance = 1e-4 if policy == "float32" else 5e-3
+        tolerance = 2e-3 if policy == "float32" else 5e-3
         np.testing.assert_allclose(ops.convert_to_numpy(actual), expected, atol=tolerance)
 
     exact = x.astype("float64")

@@ -162,9 +162,15 @@ def test_conditions_and_output_are_float32_under_every_policy(make, policy):
     mixed = make(**options, dtype=policy)
     mixed.set_weights(single.get_weights())
     close(mixed.embed(level, label, augment, False), embedded, atol=1e-6)
+    # What a block is told of the level is not rounded on the way either.
+    block, told = mixed.middle_blocks[1], {}
+    modulation = block.modulation.call
+    block.modulation.call = lambda x, **kw: told.update(inputs=x) or modulation(x, **kw)
     output = mixed(x, level, label, augment=augment)
     assert keras.backend.standardize_dtype(output.dtype) == "float32"
     close(output, expected, atol=0.05 * np.abs(expected).max())
+    assert keras.backend.standardize_dtype(told["inputs"].dtype) == "float32"
+    close(told["inputs"], embedded, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [song, dhariwal])
@@ -203,6 +209,11 @@ def test_dropout_is_active_in_training_alone_and_follows_its_seed(make):
 
 
 @pytest.mark.parametrize("make", [song, dhariwal])
+def test_resolutions_that_no_level_has_are_without_effect(make):
+    assert len(make(attention_resolutions=(8, 5)).weights) == len(make().weights)
+
+
+@pytest.mark.parametrize("make", [song, dhariwal])
 def test_no_label_is_the_null_label(make):
     network = randomise(make(num_classes=3))
     x, level, label, _ = inputs()
@@ -217,20 +228,30 @@ def test_no_label_is_the_null_label(make):
     ("make", "arguments", "message"),
     [
         (song, {"width": 0}, "width=0"),
+        (song, {"image_size": 16.0}, "image_size=16.0"),
         (song, {"image_size": 18}, "image_size=18"),
-        (song, {"attention_resolutions": (32,)}, "attention_resolutions=\\(32,\\)"),
-        (song, {"channel_multipliers": ()}, "channel_multipliers=\\(\\)"),
+        (song, {"channel_multipliers": ()}, r"channel_multipliers=\(\)"),
+        (song, {"channel_multipliers": 2}, "channel_multipliers=2"),
+        (song, {"channel_multipliers": (1, 0)}, r"channel_multipliers=\(1, 0\)"),
+        (song, {"attention_resolutions": 8}, "attention_resolutions=8"),
         (song, {"dropout": 1.0}, "dropout=1.0"),
         (song, {"label_dropout": -0.1}, "label_dropout=-0.1"),
         (song, {"num_blocks": 0}, "num_blocks=0"),
         (song, {"num_classes": -1}, "num_classes=-1"),
+        (song, {"num_classes": None}, "num_classes=None"),
         (song, {"embedding": "sine"}, "embedding='sine'"),
         (song, {"encoder": "dense"}, "encoder='dense'"),
         (song, {"decoder": "residual"}, "decoder='residual'"),
-        (song, {"resample_filter": (1, 2, 1)}, "resample_filter=\\(1, 2, 1\\)"),
-        (song, {"resample_filter": (1, 2)}, "resample_filter=\\(1, 2\\)"),
+        (song, {"resample_filter": (1, 2, 1)}, r"resample_filter=\(1, 2, 1\)"),
+        (song, {"resample_filter": (1, 2)}, r"resample_filter=\(1, 2\)"),
+        (song, {"resample_filter": 3}, "resample_filter=3"),
+        (song, {"resample_filter": (np.nan, np.nan)}, "resample_filter=.nan"),
         (song, {"noise_multiplier": 0}, "noise_multiplier=0"),
-        (dhariwal, {"head_channels": 48}, "64 channels"),
+        (song, {"width": 3}, "width=3, noise_multiplier=1"),
+        (dhariwal, {"width": 17}, "width=17"),
+        (dhariwal, {"head_channels": 0}, "head_channels=0"),
+        (dhariwal, {"head_channels": 20}, "64 channels"),
+        (dhariwal, {"head_channels": 128}, "64 channels"),
     ],
 )
 def test_sizes_that_do_not_fit(make, arguments, message):

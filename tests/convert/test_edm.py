@@ -83,6 +83,14 @@ def test_another_filter_is_refused(checkpoint):
         edm_from_official(state_dict, model_type, **constructor)
 
 
+def test_a_head_may_be_wider_than_the_official_64_channels():
+    # The official code counts heads by whole division: 96 channels are one head.
+    constructor = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "num_blocks": 1}
+    constructor |= {"model_channels": 96, "channel_mult": [1], "attn_resolutions": [8]}
+    with pytest.raises(ValueError, match=r"dec\.8x8_in0\.qkv\.weight is missing"):
+        edm_from_official({}, "DhariwalUNet", **constructor)
+
+
 def test_unknown_model_type(checkpoint):
     with pytest.raises(ValueError, match="Received: model_type='DDPM'"):
         edm_from_official({}, "DDPM", **checkpoint()[2])
