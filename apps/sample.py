@@ -70,6 +70,17 @@ flags.register_validator(
 )
 
 
+def _interval(texts: list[str]) -> tuple[float, float]:
+    try:
+        low, high = map(float, texts)
+    except ValueError:
+        raise ValueError(
+            "--guidance_interval must be two numbers, LOW,HIGH. "
+            f"Received: --guidance_interval={','.join(texts)}"
+        ) from None
+    return low, high
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
@@ -87,8 +98,8 @@ def main(argv: list[str]) -> None:
             model, config = training.load_weights(FLAGS.weights, FLAGS.preset, **changes)
         output = FLAGS.output or os.path.join(FLAGS.workdir, "output")
         options = {name: FLAGS[name].value for name in names.split()}
-        if FLAGS.guidance_interval:
-            options["guidance_interval"] = tuple(map(float, FLAGS.guidance_interval))
+        if FLAGS.guidance_interval is not None:
+            options["guidance_interval"] = _interval(FLAGS.guidance_interval)
         training.generate(model, config, output, **options)
         print(f"wrote {output}/samples.png and {output}/samples.npz")
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ import pytest
 from keras_cdiff import backbones, presets
 from keras_cdiff.diffusion_model import DiffusionModel
 
-pytestmark = pytest.mark.backend_free
+backend_free = pytest.mark.backend_free
 
 # Counted in the official code.
 PARAMETERS = {
@@ -27,6 +27,7 @@ def network(config):
     return getattr(backbones, config.pop("class_name"))(**config)
 
 
+@backend_free
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_networks_have_their_number_of_parameters(name):
     # No memory is allocated: variables that a stateless scope does not initialise have only shapes.
@@ -36,13 +37,35 @@ def test_published_networks_have_their_number_of_parameters(name):
     keras.utils.clear_session()
 
 
+# The networks made small, since their size is not what must fit.
+SMALL_DIT = {"width": 16, "depth": 1, "num_heads": 2}
+SMALL_UNET = {"width": 64, "num_blocks": 1, "embedding_multiplier": 1}
+SMALLEST_UNET = {**SMALL_UNET, "channel_multipliers": [1, 1], "attention_resolutions": []}
+
+
+@backend_free
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_the_parts_of_every_preset_fit(name):
+    is_dit = presets.preset(name)["model"]["backbone"]["class_name"] == "DiT"
+    check_parts_fit(name, SMALL_DIT if is_dit else SMALL_UNET)
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("sit_emoji16", SMALL_DIT),
+        ("edm_emoji16", SMALLEST_UNET),
+        ("edm_ddpmpp_cifar10", SMALLEST_UNET),
+        ("edm_ncsnpp_cifar10_cond", SMALLEST_UNET),
+        ("edm_adm_imagenet64", SMALLEST_UNET),
+    ],
+)
+def test_presets_are_built_on_every_backend(name, small):
+    check_parts_fit(name, small)
+
+
+def check_parts_fit(name, small):
     model = presets.preset(name)["model"]
-    # The network made small, since its size is not what must fit.
-    small = {"DiT": {"width": 16, "depth": 1, "num_heads": 2}}.get(
-        model["backbone"]["class_name"], {"width": 64, "num_blocks": 1, "embedding_multiplier": 1}
-    )
     built = DiffusionModel.from_preset(name, **small)
     given = inspect.signature(type(built.backbone)).parameters
     assert set(model["backbone"]) - {"class_name"} <= set(given)
@@ -50,6 +73,7 @@ def test_the_parts_of_every_preset_fit(name):
     assert (built.augmentation is None) == (model.get("augmentation") is None)
 
 
+@backend_free
 @pytest.mark.parametrize(
     ("name", "images", "batch_size"),
     [
@@ -66,6 +90,47 @@ def test_edm_counts_in_images(name, images, batch_size):
     assert training["warmup_steps"] * batch_size == pytest.approx(10e6, rel=1e-3)
 
 
+# Table 7 of EDM and its appendix F: learning rate, dropout, half-life of the average, augmentation,
+# steps of the sampler.
+PUBLISHED = {
+    "edm_ddpmpp_cifar10": (1e-3, 0.13, 500_000, 0.12, 18),
+    "edm_ddpmpp_cifar10_cond": (1e-3, 0.13, 500_000, 0.12, 18),
+    "edm_ncsnpp_cifar10": (1e-3, 0.13, 500_000, 0.12, 18),
+    "edm_ncsnpp_cifar10_cond": (1e-3, 0.13, 500_000, 0.12, 18),
+    "edm_ddpmpp_ffhq64": (2e-4, 0.05, 500_000, 0.15, 40),
+    "edm_adm_imagenet64": (1e-4, 0.10, 50e6, None, 256),
+}
+CHURN = {"s_churn": 40, "s_min": 0.05, "s_max": 50, "s_noise": 1.003}
+
+
+@backend_free
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_edm_has_its_published_settings(name):
+    learning_rate, dropout, halflife, augment, steps = PUBLISHED[name]
+    config = presets.preset(name)
+    model, training, sampling = config["model"], config["training"], config["sampling"]
+    assert training["learning_rate"] == learning_rate
+    assert training["learning_rate_schedule"] == "constant"
+    assert training["weight_decay"] == 0.0
+    assert model["backbone"]["dropout"] == dropout
+    assert model["ema"]["class_name"] == "WarmupDecay"
+    assert model["ema"]["config"] == {"halflife": halflife, "rampup": 0.05}
+    augmentation = model["augmentation"]
+    assert (augmentation and augmentation["config"]) == (augment and {"probability": augment})
+    assert model["backbone"].get("augment_features", 0) == (9 if augment else 0)
+    assert model["parameterization"]["class_name"] == "EDMPreconditioning"
+    assert model["parameterization"]["config"] == {"sigma_data": 0.5}
+    density = model["objective"]
+    assert density["class_name"] == "LogNormalSigma"
+    assert (density["config"]["p_mean"], density["config"]["p_std"]) == (-1.2, 1.2)
+    assert density["config"]["weighting"]["class_name"] == "EDMWeight"
+    assert density["config"]["weighting"]["config"] == {"sigma_data": 0.5}
+    assert model["schedule"]["config"] == {"sigma_min": 0.002, "sigma_max": 80.0}
+    assert (sampling["sampler"], sampling["num_steps"], sampling["guidance"]) == ("heun", steps, 1)
+    assert sampling.get("options", {}) == (CHURN if name == "edm_adm_imagenet64" else {})
+
+
+@backend_free
 def test_a_preset_is_a_copy():
     presets.preset("edm_ddpmpp_cifar10")["model"]["backbone"]["width"] = 1
     assert presets.preset("edm_ddpmpp_cifar10")["model"]["backbone"]["width"] == 128
@@ -73,6 +138,7 @@ def test_a_preset_is_a_copy():
     assert presets.preset("edm_ddpmpp_cifar10_cond")["model"]["backbone"]["width"] == 128
 
 
+@backend_free
 def test_unknown_preset():
     with pytest.raises(ValueError, match=r"edm_emoji16.*Received: name='edm'"):
         presets.preset("edm")

@@ -13,7 +13,8 @@ from keras import ops
 
 from keras_cdiff.backbones.inputs import check_inputs, check_whole, check_wholes
 from keras_cdiff.backbones.layers import TokenDense, drop_labels
-from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock, downsample, upsample
+from keras_cdiff.backbones.resampling import downsample, upsample
+from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock
 
 Tensor = keras.KerasTensor
 

@@ -33,23 +33,23 @@ class Guidance:
         channels: int | None = None,
         interval: tuple[float, float] | None = None,
     ):
-        if not 0.0 <= scale < math.inf:
+        if not _is_number(scale) or not 0.0 <= scale < math.inf:
             raise ValueError(
-                "The guidance scale must be finite and not negative (1 is no guidance). "
-                f"Received: scale={scale}"
+                "The guidance scale must be a finite number, not negative (1 is no guidance). "
+                f"Received: scale={scale!r}"
             )
-        if channels is not None and channels < 1:
+        if channels is not None and (not isinstance(channels, int | np.integer) or channels < 1):
             raise ValueError(
-                "`channels` must be at least 1, or None to guide all channels. "
-                f"Received: channels={channels}"
+                "`channels` must be an integer of at least 1, or None to guide all channels. "
+                f"Received: channels={channels!r}"
             )
-        if interval is not None and (np.shape(interval) != (2,) or not interval[0] < interval[1]):
+        if interval is not None and not _is_interval(interval):
             raise ValueError(
                 "`interval` must be two levels (low, high) with low < high, or None to guide at "
-                f"all levels. Received: interval={interval}"
+                f"all levels. Received: interval={interval!r}"
             )
         self.scale = float(scale)
-        self.channels = channels
+        self.channels = None if channels is None else int(channels)
         self.interval = None if interval is None else tuple(float(level) for level in interval)
 
     @classmethod
@@ -85,3 +85,12 @@ class Guidance:
     @classmethod
     def from_config(cls, config: dict) -> "Guidance":
         return cls(**config)
+
+
+def _is_number(value: object) -> bool:
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
+
+
+def _is_interval(value: object) -> bool:
+    pair = isinstance(value, tuple | list | np.ndarray) and len(value) == 2
+    return pair and all(map(_is_number, value)) and bool(value[0] < value[1])

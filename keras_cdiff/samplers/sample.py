@@ -59,8 +59,10 @@ def sample(
     sampler = sampler or _default_sampler(model)
     guidance = Guidance.of(guidance)
     use_ema = use_ema and model.ema_backbone is not None
-    levels = sampler.table(model.schedule)["level"]
+    table = sampler.table(model.schedule)
+    levels = table["level"]
     _check_levels(model, levels)
+    _check_guidance(model, guidance, label, np.append(levels, table["next_level"]))
     seeds = _seeds(seed, num_samples)
     condition = _condition(model, num_samples, label, context, guidance)
     if hasattr(model, "jax_state_sync"):
@@ -109,6 +111,33 @@ def _check_levels(model: keras.Model, levels: np.ndarray) -> None:
             f"{levels[~finite][0]} of {schedule}, which holds no signal or no noise: build the "
             "model with a parameterization such as Velocity, or give the sampler levels between "
             f"as `spacing`. Received: parameterization={parameterization}, schedule={schedule}"
+        )
+
+
+def _check_guidance(
+    model: keras.Model, guidance: Guidance, label: object, levels: np.ndarray
+) -> None:
+    """Raises if active guidance does not fit the model, or the levels at which it is asked."""
+    if not guidance.active:
+        return
+    channels = model.image_shape[-1]
+    if guidance.channels is not None and guidance.channels > channels:
+        raise ValueError(
+            f"Guidance can be of at most the model's {channels} channels: give fewer, or None for "
+            f"all. Received: channels={guidance.channels}, for a model of {channels} channels"
+        )
+    dropout = getattr(model.backbone, "label_dropout", None)
+    if label is not None and model.num_classes > 0 and dropout == 0:
+        raise ValueError(
+            "Guidance by label needs the null label, which this network never saw in training: "
+            "train with label_dropout > 0, or leave guidance at 1. "
+            f"Received: guidance={guidance.scale}, label_dropout={dropout}"
+        )
+    if not np.any(guidance.covers(levels)):
+        raise ValueError(
+            "The guidance's `interval` must hold at least one of the sampler's levels, which lie "
+            f"between {levels.min():g} and {levels.max():g}: widen it, or leave guidance at 1. "
+            f"Received: interval={guidance.interval}"
         )
 
 

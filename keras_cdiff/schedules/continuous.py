@@ -200,7 +200,8 @@ class RectifiedFlow(Schedule):
     """The straight path from image to noise: alpha = 1 - t, sigma = t, with the velocity v = eps -
     x_0.
 
-    Levels outside [0, 1] count as the nearer end. The network is told 1000 t.
+    Levels outside [0, 1] count as the nearer end. The network is told 1000 t, so that its sinusoids
+    tell times apart as they do timesteps; the official SiT is told t, and counts it from the noise.
 
     Source: Liu et al., "Flow Straight and Fast", 2023; Ma et al., "SiT: Exploring Flow and
         Diffusion-based Generative Models with Scalable Interpolant Transformers", 2024, table 1

@@ -24,11 +24,13 @@ class EMASnapshots(keras.callbacks.Callback):
     """Stores every power-function average now and then, and at the end of training.
 
     Args:
-        folder: where the files of one training go; it is made at the beginning.
+        folder: where the files of one training go; it is made at the beginning. A training that
+            goes on may use it again, listing this after a callback that restores the model.
         every: training steps between two snapshots, >= 1; some tens in all suffice.
 
     Raises:
-        ValueError: at the beginning of training, if the model keeps no average of a `PowerDecay`.
+        ValueError: at the beginning of training, if the model keeps no average of a `PowerDecay`,
+            or the folder holds snapshots of later steps than the model has taken.
 
     Example:
 
@@ -56,6 +58,7 @@ class EMASnapshots(keras.callbacks.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         # Counted here, because on JAX each look at the model costs.
         self._step = self._stored = _iteration(model)
+        self._check_folder()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._last_batch = -1
@@ -70,6 +73,17 @@ class EMASnapshots(keras.callbacks.Callback):
         if self._step > self._stored:
             self._store()
 
+    def _check_folder(self) -> None:
+        """Raises if the folder holds snapshots that this training has yet to reach."""
+        iterations = {path.name: StoredSnapshot(path).iteration for path in _files(self.folder)}
+        later = [name for name, iteration in iterations.items() if iteration > self._step]
+        if later:
+            raise ValueError(
+                f"A folder holds the snapshots of one training, but {len(later)} in this one, from "
+                f"{later[0]} on, are of later steps than the model's {self._step}: give another "
+                f"folder, or remove these files. Received: folder={str(self.folder)!r}"
+            )
+
     def _store(self) -> None:
         model = self.model
         self._stored = iteration = _iteration(model)
@@ -77,7 +91,7 @@ class EMASnapshots(keras.callbacks.Callback):
             if isinstance(decay, PowerDecay):
                 arrays = {_PREFIX + k: ops.convert_to_numpy(w) for k, w in _named(network).items()}
                 arrays |= {"iteration": np.int64(iteration), "width": np.float64(decay.width)}
-                path = self.folder / f"ema_{iteration:08d}_{decay.width:g}.npz"
+                path = self.folder / f"ema_{iteration:08d}_{decay.width!r}.npz"
                 write_whole(path, lambda path, arrays=arrays: np.savez(path, **arrays))
 
 
@@ -125,7 +139,7 @@ def read_snapshots(folder: str | os.PathLike) -> list[StoredSnapshot]:
     Raises:
         ValueError: if there are none, or one is damaged.
     """
-    snapshots = [StoredSnapshot(path) for path in sorted(Path(folder).glob("ema_*.npz"))]
+    snapshots = [StoredSnapshot(path) for path in _files(folder)]
     if not snapshots:
         raise ValueError(
             "The folder must hold snapshots, ema_*.npz, that EMASnapshots wrote. "
@@ -171,6 +185,10 @@ def reconstruct_average(
         )
     for name, weight in network.items():
         weight.assign(weights[name])
+
+
+def _files(folder: str | os.PathLike) -> list[Path]:
+    return sorted(Path(folder).glob("ema_*.npz"))
 
 
 def _iteration(model: DiffusionModel) -> int:

@@ -59,7 +59,15 @@ def test_samples_of_a_run_are_written(workdir, tmp_path, run_app, backend):
         (("--workdir={workdir}", "--label=9"), "label=9"),
         (
             ("--workdir={workdir}", "--output={output}", "--guidance=2", "--guidance_interval=3"),
-            "interval=(3.0,)",
+            "--guidance_interval must be two numbers, LOW,HIGH. Received: --guidance_interval=3",
+        ),
+        (
+            ("--workdir={workdir}", "--output={output}", "--guidance_interval=a,b"),
+            "--guidance_interval must be two numbers, LOW,HIGH. Received: --guidance_interval=a,b",
+        ),
+        (
+            ("--workdir={workdir}", "--output={output}", "--guidance_interval=1,2,3"),
+            "LOW,HIGH. Received: --guidance_interval=1,2,3",
         ),
         (
             (

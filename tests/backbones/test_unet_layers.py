@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock, downsample, upsample
+from keras_cdiff.backbones.resampling import downsample, upsample
+from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock
 
 
 def brute_force(x, taps, up):

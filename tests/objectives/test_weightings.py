@@ -1,15 +1,20 @@
-"""Weightings: their published forms, one meaning for all parameterizations, official losses."""
+"""Weightings: their published forms, one meaning for all parameterizations; official levels."""
+
+import types
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 from keras import ops
 
+from keras_cdiff.denoising import Denoising
 from keras_cdiff.objectives import (
     P2,
     Constant,
     EDMWeight,
     LogNormalSigma,
     LogUniformSigma,
+    LogUniformVariance,
     MinSNR,
     UniformTime,
 )
@@ -21,29 +26,59 @@ from keras_cdiff.parameterizations import (
     VEPreconditioning,
     VPPreconditioning,
 )
-from keras_cdiff.schedules import EDM, VP, LinearBeta, RectifiedFlow
+from keras_cdiff.schedules import EDM, VE, VP, LinearBeta, RectifiedFlow
 
-PARAMETERIZATIONS = [Epsilon(), Sample(), Velocity(), EDMPreconditioning(0.5)]
+PARAMETERIZATIONS = [
+    Epsilon(),
+    Sample(),
+    Velocity(),
+    EDMPreconditioning(0.5),
+    VPPreconditioning(),
+    VEPreconditioning(),
+]
 
 
-@pytest.mark.parametrize("weighting", [MinSNR(5.0), P2(), EDMWeight(0.5)])
+class Model(Denoising):
+    """What losses need of a model, without a network."""
+
+    backbone = types.SimpleNamespace(channels=3)
+
+    def __init__(self, schedule, parameterization, weighting):
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.objective = types.SimpleNamespace(weighting=weighting)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "in_image"),
+    [
+        (MinSNR(5.0), lambda snr: np.minimum(snr, 5.0)),
+        (P2(1.0, 2.0), lambda snr: snr / (2.0 + snr)),
+        (EDMWeight(0.5), lambda snr: snr + 4.0),
+    ],
+    ids=["min_snr", "p2", "edm"],
+)
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize(
-    ("schedule", "level"), [(LinearBeta(), 400.0), (EDM(), 0.7), (RectifiedFlow(), 0.3)]
+    ("schedule", "levels"),
+    [(LinearBeta(), [100.0, 600.0]), (EDM(), [0.1, 3.0]), (RectifiedFlow(), [0.1, 0.8])],
+    ids=["linear", "edm", "flow"],
 )
 def test_weights_mean_the_same_for_every_parameterization(
-    weighting, parameterization, schedule, level
+    weighting, in_image, parameterization, schedule, levels
 ):
-    # w_output |output error|^2 must be w |clean error|^2: the clean error is c_out times larger.
-    level = ops.convert_to_tensor([level], "float32")
-    _, c_out, _, _ = parameterization.coefficients(level, schedule)
-    log_snr = schedule.log_snr(level)
-    output_error = 0.3
-    in_output = weighting.output_weight(log_snr, c_out) * output_error**2
-    in_image = weighting.weight(log_snr) * ops.square(c_out * output_error)
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(in_output), ops.convert_to_numpy(in_image), rtol=1e-5
-    )
+    """The loss of an output is w(SNR) times the squared error of the clean image it stands for."""
+    model = Model(schedule, parameterization, weighting)
+    rng = np.random.default_rng(0)
+    arrays = np.float32(rng.normal(size=(3, 2, 4, 4, 3)))
+    image, noise, output = map(ops.convert_to_tensor, arrays)
+    level = ops.convert_to_tensor(levels, "float32")
+    clean = model.clean(model.add_noise(image, noise, level), level, output)
+    error = ops.convert_to_numpy(clean).astype("float64") - arrays[0]
+    alpha, sigma = schedule.alpha_sigma(np.array(levels))
+    expected = in_image((alpha / sigma) ** 2) * np.mean(error**2, axis=(1, 2, 3))
+    losses = model.sample_losses(image, level, noise, output)
+    np.testing.assert_allclose(ops.convert_to_numpy(losses), expected, rtol=1e-4)
 
 
 def test_min_snr_has_its_published_forms():
@@ -97,38 +132,26 @@ def test_weights_of_the_flow_have_their_closed_forms_and_no_nan_at_the_ends():
 
 
 @pytest.mark.parametrize(
-    ("loss", "objective", "parameterization"),
+    ("loss", "objective", "schedule"),
     [
-        ("EDMLoss", LogNormalSigma(), EDMPreconditioning()),
-        ("VPLoss", UniformTime(low=1e-5), VPPreconditioning()),
-        ("VELoss", LogUniformSigma(), VEPreconditioning()),
+        ("EDMLoss", LogNormalSigma(), EDM()),
+        ("VPLoss", UniformTime(low=1e-5), VP()),
+        ("VELoss", LogUniformSigma(), EDM()),
+        ("VELoss", LogUniformVariance(), VE()),
     ],
+    ids=["edm", "vp", "ve", "ve_variance"],
 )
-def test_loss_maps_equal_the_official_ones(golden, loss, objective, parameterization):
-    data, given = golden("edm_loss").folder(f"out/{loss}"), golden("edm_loss").folder(f"in/{loss}")
-    first = given["draw0"].ravel()
+def test_drawn_levels_equal_the_official_ones(golden, loss, objective, schedule):
+    data = golden("edm_loss")
+    uniform = data[f"in/{loss}/draw0"].ravel()
     if loss == "EDMLoss":
-        sigma = np.exp(objective.p_mean + objective.p_std * first)
-    else:
-        # The official time of VP falls from 1 as the uniform number grows.
-        uniform = 1.0 - first if loss == "VPLoss" else first
-        interval = ops.convert_to_tensor(objective.support, "float32")
-        sigma = ops.convert_to_numpy(objective.draw(ops.convert_to_tensor(uniform), interval))
-    if loss == "VPLoss":
-        alpha, noise = VP().alpha_sigma(sigma.astype("float64"))
-        sigma = noise / alpha
-    np.testing.assert_allclose(sigma, data["sigma"], rtol=1e-5)
-
-    sigma = np.float32(sigma)
-    _, c_out, _, _ = parameterization.coefficients(sigma)
-    on_output = objective.weighting.output_weight(EDM().log_snr(sigma), c_out)
-    weight = ops.convert_to_numpy(on_output / ops.square(c_out))
-    np.testing.assert_allclose(weight, data["weight"], rtol=2e-5)
-    sigma, weight = sigma[:, None, None, None], weight[:, None, None, None]
-    noisy = given["images"] + sigma * given["draw1"]
-    np.testing.assert_allclose(noisy, data["noisy"], rtol=1e-5, atol=1e-5)
-    loss_map = weight * (data["D"] - given["images"]) ** 2
-    np.testing.assert_allclose(loss_map, data["loss"], atol=1e-4 * data["loss"].max())
+        uniform = [NormalDist().cdf(z) for z in uniform.tolist()]  # drawn as normal numbers
+    elif loss == "VPLoss":
+        uniform = 1.0 - uniform  # the official time falls from 1 as the number grows
+    uniform = ops.convert_to_tensor(np.float32(uniform))
+    level = objective.draw(uniform, ops.convert_to_tensor(objective.support, "float32"))
+    alpha, sigma = schedule.alpha_sigma(ops.convert_to_numpy(level).astype("float64"))
+    np.testing.assert_allclose(sigma / alpha, data[f"out/{loss}/sigma"], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

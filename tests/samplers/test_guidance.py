@@ -31,8 +31,29 @@ def test_infinite_ends():
 
 @pytest.mark.parametrize(
     "interval",
-    [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("nan")), (1.0,), (1, 2, 3), 1.0],
+    [
+        (1.0, 1.0),
+        (2.0, 1.0),
+        (float("nan"), 1.0),
+        (0.0, float("nan")),
+        (1.0,),
+        (1, 2, 3),
+        1.0,
+        ("0", 1),
+    ],
 )
 def test_bad_interval(interval):
     with pytest.raises(ValueError, match=r"`interval` must be two levels .*Received: interval="):
         Guidance(2.0, interval=interval)
+
+
+@pytest.mark.parametrize("scale", ["2", None, [2.0], True])
+def test_bad_scale(scale):
+    with pytest.raises(ValueError, match=r"guidance scale must be .*Received: scale="):
+        Guidance(scale)
+
+
+@pytest.mark.parametrize("channels", [0, 1.5, "3"])
+def test_bad_channels(channels):
+    with pytest.raises(ValueError, match=r"`channels` must be .*Received: channels="):
+        Guidance(2.0, channels=channels)

@@ -331,3 +331,23 @@ def test_bad_arguments(small_model, arguments, message):
 def test_labels_for_a_model_without_classes(small_model):
     with pytest.raises(ValueError, match="has no classes"):
         sample(small_model(num_classes=0), 2, DDIM(2), label=0, **QUIET)
+
+
+def test_guidance_needs_a_null_label_that_was_trained(small_model):
+    model = small_model()
+    model.backbone.label_dropout = 0.0
+    with pytest.raises(ValueError, match=r"train with label_dropout > 0.*Received: guidance=2.0"):
+        sample(model, 1, DDIM(2), label=1, guidance=2.0, **QUIET)
+    assert np.all(np.isfinite(sample(model, 1, DDIM(2), label=1, **QUIET)))
+
+
+def test_guidance_of_more_channels_than_there_are(small_model):
+    guidance = Guidance(2.0, channels=5)
+    with pytest.raises(ValueError, match=r"Received: channels=5, for a model of 4 channels"):
+        sample(small_model(), 1, DDIM(2), label=1, guidance=guidance, **QUIET)
+
+
+def test_an_interval_without_any_level(small_model):
+    guidance = Guidance(2.0, interval=(100.0, 200.0))
+    with pytest.raises(ValueError, match=r"between 0 and 99.*Received: interval=.100.0, 200.0"):
+        sample(small_model(), 1, DDIM(2), label=1, guidance=guidance, **QUIET)

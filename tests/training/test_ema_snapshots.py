@@ -75,3 +75,19 @@ def test_what_does_not_fit_is_named(make_model, tmp_path):
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:1000])
     fails(lambda: read_snapshots(tmp_path), "ema_00000003_0.1.npz")
+
+
+def test_a_folder_holds_one_training_and_every_width(make_model, tmp_path):
+    widths = (0.1, 0.10000001)
+    model = make_model(average=[PowerDecay(width) for width in widths])
+    callback = EMASnapshots(tmp_path, every=1)
+    callback.set_model(model)
+    callback.on_train_begin()
+    model.iteration.assign(3)
+    callback.on_epoch_begin(0)
+    callback.on_train_batch_end(2)
+    assert [snapshot.width for snapshot in read_snapshots(tmp_path)] == list(widths)
+    callback.on_train_begin()  # goes on
+    model.iteration.assign(2)  # another training, or an earlier state of this one
+    with pytest.raises(ValueError, match=r"ema_00000003_0.1.npz on.*another folder.*Received: fol"):
+        callback.on_train_begin()
