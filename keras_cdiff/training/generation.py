@@ -106,6 +106,12 @@ def generate(
         label = class_labels(model.num_classes, num_samples)
     if guidance is None:
         guidance = sampling["guidance"] if label is not None else 1.0
+    if guidance_interval is not None and guidance == 1.0:
+        raise ValueError(
+            "`guidance_interval` limits a guidance, and there is none: give a guidance other "
+            "than 1, or leave the interval out. "
+            f"Received: guidance=1, guidance_interval={guidance_interval}"
+        )
     images = to_uint8(
         sample(
             model,

@@ -44,7 +44,7 @@ def test_every_option_reaches_the_sampler(tmp_path, make_model, config):
         {"seed": 7},
         {"label": 2},
         {"guidance": 4.0},
-        {"guidance": 4.0, "guidance_interval": (0.1, 1.0)},
+        {"guidance": 4.0, "guidance_interval": (1.0, 100.0)},
         {"use_ema": False},
         {"num_steps": 3},
         {"sampler": "ddim"},
@@ -52,6 +52,9 @@ def test_every_option_reaches_the_sampler(tmp_path, make_model, config):
     ):
         options = {"num_samples": 2, "label": 1, **changes}
         assert np.any(training.generate(model, config, tmp_path, **options) != plain), changes
+    guided = {"num_samples": 2, "label": 1, "guidance": 4.0}
+    limited = training.generate(model, config, tmp_path, guidance_interval=(1.0, 100.0), **guided)
+    assert np.any(limited != training.generate(model, config, tmp_path, **guided))
     same = training.generate(model, config, tmp_path, num_samples=2, label=1, sampler="heun")
     np.testing.assert_array_equal(same, plain)
 
@@ -76,6 +79,7 @@ def test_without_classes_or_average_the_preset_guidance_is_left_out(tmp_path, ma
         ({"num_steps": 0}, "num_steps=0"),
         ({"sampler": "leapfrog"}, "dpm_solver.*leapfrog"),
         ({"guidance": 2.0, "guidance_interval": (1.0, 0.5)}, "interval=.1.0, 0.5"),
+        ({"guidance": 1.0, "guidance_interval": (0.5, 1.0)}, "guidance_interval=.0.5, 1.0"),
         ({"guidance": -1.0}, "-1"),
         ({"seed": -1}, "seed=-1"),
         ({"batch_size": 0}, "batch_size=0"),
