@@ -59,7 +59,8 @@ class SongUNet(UNet):
     Call arguments:
         x: (B, H, W, C) noisy images, float.
         level: (B,) what the network is told of the noise level, c_noise.
-        label: (B,) int class labels; `num_classes` is the null label, and None stands for it.
+        label: (B,) int class labels; `num_classes` is the null label, and None stands for it. Any
+            other number counts as the null label too: it cannot be refused in a compiled step.
         context: must be None.
         augment: (B, augment_features) parameters of the augmentation; None stands for zeros, an
             image as it is.
