@@ -98,7 +98,7 @@ def test_flags_out_of_range_fail_at_once(tmp_path, run_app, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--preset=dit_huge",), "dit_emoji16. Received: name='dit_huge'"),
+        (("--preset=dit_huge",), "edm_emoji16. Received: name='dit_huge'"),
         (("--data=npz:nowhere.npz",), "There is no such file"),
     ],
 )

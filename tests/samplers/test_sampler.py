@@ -79,12 +79,12 @@ def test_bad_arguments_of_one_sampler():
 
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
 def test_bad_guidance_scale(scale):
-    with pytest.raises(ValueError, match="guidance scale must be finite"):
+    with pytest.raises(ValueError, match="guidance scale must be a finite number"):
         Guidance(scale)
 
 
 def test_bad_guided_channels():
-    with pytest.raises(ValueError, match="`channels` must be at least 1"):
+    with pytest.raises(ValueError, match="`channels` must be an integer of at least 1"):
         Guidance(2.0, channels=0)
 
 
