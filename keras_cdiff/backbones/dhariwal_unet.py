@@ -13,7 +13,7 @@ from keras import ops
 from keras_cdiff.backbones.inputs import check_whole
 from keras_cdiff.backbones.layers import level_angles
 from keras_cdiff.backbones.unet import UNet
-from keras_cdiff.backbones.unet_layers import UNetBlock
+from keras_cdiff.backbones.unet_layers import UNetBlock, embedding_dense
 
 Tensor = keras.KerasTensor
 
@@ -99,28 +99,17 @@ class DhariwalUNet(UNet):
     def build(self, input_shape: object = None) -> None:
         embedding_width = self.width * self.embedding_multiplier
 
-        def dense(features: int, width: int, name: str, initializer: object, use_bias: bool = True):
-            layer = keras.layers.Dense(
-                width,
-                use_bias=use_bias,
-                kernel_initializer=initializer,
-                dtype="float32",
-                name=name,
-            )
-            layer.build((None, features))
-            return layer
-
         self.map_label = self.map_augment = None
         if self.augment_features:
-            self.map_augment = dense(
+            self.map_augment = embedding_dense(
                 self.augment_features, self.width, "map_augment", "zeros", use_bias=False
             )
-        self.map_hidden = dense(self.width, embedding_width, "map_hidden", _fan_in())
-        self.map_output = dense(embedding_width, embedding_width, "map_output", _fan_in())
+        self.map_hidden = embedding_dense(self.width, embedding_width, "map_hidden", _fan_in())
+        self.map_output = embedding_dense(embedding_width, embedding_width, "map_output", _fan_in())
         if self.num_classes:
             # A label is a row with a single one: unit normal features, as of an embedding.
             normal = keras.initializers.RandomNormal(stddev=1.0)
-            self.map_label = dense(
+            self.map_label = embedding_dense(
                 self.num_classes, embedding_width, "map_label", normal, use_bias=False
             )
         self.build_levels(

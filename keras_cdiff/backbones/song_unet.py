@@ -14,7 +14,7 @@ from keras import ops
 from keras_cdiff.backbones.inputs import check_whole
 from keras_cdiff.backbones.layers import level_angles
 from keras_cdiff.backbones.unet import UNet
-from keras_cdiff.backbones.unet_layers import UNetBlock
+from keras_cdiff.backbones.unet_layers import UNetBlock, embedding_dense
 
 Tensor = keras.KerasTensor
 
@@ -128,11 +128,6 @@ class SongUNet(UNet):
         noise_width = self.width * self.noise_multiplier
         embedding_width = self.width * self.embedding_multiplier
 
-        def dense(features: int, width: int, name: str, use_bias: bool = True):
-            layer = keras.layers.Dense(width, use_bias=use_bias, dtype="float32", name=name)
-            layer.build((None, features))
-            return layer
-
         self.frequencies = self.map_label = self.map_augment = None
         if self.embedding == "fourier":
             self.frequencies = self.add_weight(
@@ -144,11 +139,13 @@ class SongUNet(UNet):
                 autocast=False,
             )
         if self.num_classes:
-            self.map_label = dense(self.num_classes, noise_width, "map_label")
+            self.map_label = embedding_dense(self.num_classes, noise_width, "map_label")
         if self.augment_features:
-            self.map_augment = dense(self.augment_features, noise_width, "map_augment", False)
-        self.map_hidden = dense(noise_width, embedding_width, "map_hidden")
-        self.map_output = dense(embedding_width, embedding_width, "map_output")
+            self.map_augment = embedding_dense(
+                self.augment_features, noise_width, "map_augment", use_bias=False
+            )
+        self.map_hidden = embedding_dense(noise_width, embedding_width, "map_hidden")
+        self.map_output = embedding_dense(embedding_width, embedding_width, "map_output")
         self.build_levels(
             self.width,
             attend_in_decoder=[False] * self.num_blocks + [True],

@@ -245,3 +245,18 @@ class UNetBlock(keras.layers.Layer):
                 for name in initializers.split()
             },
         }
+
+
+def embedding_dense(
+    features: int,
+    width: int,
+    name: str,
+    initializer: str | keras.initializers.Initializer = "glorot_uniform",
+    use_bias: bool = True,
+) -> keras.layers.Dense:
+    """Returns a built dense layer for an embedding, float32 under every dtype policy."""
+    layer = keras.layers.Dense(
+        width, use_bias=use_bias, kernel_initializer=initializer, dtype="float32", name=name
+    )
+    layer.build((None, features))
+    return layer

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_cdiff.objectives.normal import host_quantile, open_uniform, truncated_normal
 from keras_cdiff.objectives.weightings import Constant, EDMWeight, Weighting, positive
+from keras_cdiff.schedules.continuous import check_sigmas
 
 Tensor = keras.KerasTensor
 
@@ -250,11 +251,7 @@ class LogUniformSigma(Objective):
         weighting: Weighting | None = None,
     ):
         super().__init__(weighting or Constant())
-        if not 0.0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(
-                "Noise levels must satisfy 0 < sigma_min < sigma_max < infinity. "
-                f"Received: sigma_min={sigma_min}, sigma_max={sigma_max}"
-            )
+        check_sigmas(sigma_min, sigma_max)
         self.sigma_min = float(sigma_min)
         self.sigma_max = float(sigma_max)
 

@@ -1,6 +1,6 @@
 """Presets of DiT, and of SiT, which is the same network trained on straight lines."""
 
-from keras_cdiff.presets.parts import part
+from keras_cdiff.presets.parts import emoji_run, part
 
 # Peebles and Xie, "Scalable Diffusion Models with Transformers", 2023, table 1.
 DIT_SIZES = {
@@ -75,20 +75,7 @@ def _dit_emoji16() -> dict:
             ),
             "ema": part("FixedDecay", decay=0.998),
         },
-        "data": "emoji",
-        "training": {
-            "learning_rate": 2e-3,
-            "learning_rate_schedule": "cosine",
-            "warmup_steps": 100,
-            "weight_decay": 0.0,
-            "batch_size": 32,
-            "steps": 2600,
-            "horizontal_flip": False,
-        },
-        # Short runs need fewer clusters and less patience: 20 clusters at patience 200 cost about
-        # 7,000 steps.
-        "curriculum": {"clusters": "quantile", "num_clusters": 5, "patience": 25},
-        "sampling": {"sampler": "heun", "num_steps": 18, "guidance": 2.0},
+        **emoji_run(steps=2600),
     }
 
 

@@ -1,6 +1,6 @@
 """Presets of EDM's networks."""
 
-from keras_cdiff.presets.parts import part
+from keras_cdiff.presets.parts import emoji_run, part
 
 _SOURCE = "Karras et al., 2022, table 7 and appendix F; the training configurations of NVlabs/edm"
 
@@ -148,18 +148,7 @@ def _emoji16() -> dict:
         "description": "Small class-conditional U-Net under EDM's process, emoji at 16 x 16.",
         "source": "keras_cdiff; sized for two CPU cores",
         "model": model,
-        "data": "emoji",
-        "training": {
-            "learning_rate": 2e-3,
-            "learning_rate_schedule": "cosine",
-            "warmup_steps": 100,
-            "weight_decay": 0.0,
-            "batch_size": 32,
-            "steps": 3000,
-            "horizontal_flip": False,
-        },
-        "curriculum": {"clusters": "quantile", "num_clusters": 5, "patience": 25},
-        "sampling": {"sampler": "heun", "num_steps": 18, "guidance": 2.0},
+        **emoji_run(steps=3000),
     }
 
 

@@ -24,7 +24,7 @@ class EDM(Schedule):
     coordinate = "sigma"
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
-        _check_sigmas(sigma_min, sigma_max)
+        check_sigmas(sigma_min, sigma_max)
         self.sigma_min = float(sigma_min)
         self.sigma_max = float(sigma_max)
 
@@ -160,7 +160,7 @@ class VE(Schedule):
     coordinate = "variance"
 
     def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100.0):
-        _check_sigmas(sigma_min, sigma_max)
+        check_sigmas(sigma_min, sigma_max)
         self.sigma_min = float(sigma_min)
         self.sigma_max = float(sigma_max)
 
@@ -248,7 +248,8 @@ class RectifiedFlow(Schedule):
         return -one, one
 
 
-def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
+def check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    """Raises a ValueError unless the noise levels are positive, finite and ascending."""
     if not 0.0 < sigma_min < sigma_max < float("inf"):
         raise ValueError(
             "Noise levels must satisfy 0 < sigma_min < sigma_max < infinity. "
