@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.files import write_whole
+
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Rounds images in [-1, 1] to 8 bits: (x + 1) 127.5, clipped to [0, 255].
@@ -112,10 +114,4 @@ def save_image_grid(
             f"images[..., :3]. Received: images of shape {np.shape(images)}, path={str(path)!r}"
         )
     image = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        image.save(part, format=image_format)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, lambda part: image.save(part, format=image_format))

@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.ema import PowerDecay, reconstruct
-from keras_cdiff.training.workdir import write_whole
+from keras_cdiff.files import write_whole
 
 _PREFIX = "weights/"
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from keras_cdiff.data import save_image_grid, to_uint8
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.files import write_whole
 from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.training.callbacks import class_labels, display_scale
 from keras_cdiff.training.configuration import build_model, build_sampler, in_pixels, resolve
-from keras_cdiff.training.workdir import Workdir, load_network, write_whole
+from keras_cdiff.training.workdir import Workdir, load_network
 
 
 def load_run(workdir: str | os.PathLike) -> tuple[DiffusionModel, dict]:

@@ -12,12 +12,12 @@ The weights are written when the run is finished, the raw ones last.
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
 
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.files import write_whole
 
 
 class Workdir:
@@ -143,16 +143,6 @@ def load_network(network: keras.Model, path: str | os.PathLike) -> None:
             "The weights file must hold this preset's network, with the same image size and number "
             f"of classes. Received: weights={str(path)!r} ({error})"
         ) from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` write a file under a temporary name, so that `path` is never half written."""
-    temporary = path.with_name("writing-" + path.name)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _networks(model: DiffusionModel) -> dict[str, keras.Model]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff import training
-from keras_cdiff.training.workdir import load_network, write_whole
+from keras_cdiff.training.workdir import load_network
 
 pytestmark = pytest.mark.backend_free
 
@@ -151,20 +151,3 @@ def test_the_weights_of_a_deeper_or_no_network_are_refused(tmp_path, make_model)
     make_model(depth=1).backbone.save_weights(shallow)
     with pytest.raises(ValueError, match="this preset's network"):
         load_network(network, shallow)
-
-
-def test_a_file_is_there_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file.txt"
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_whole(path, fail)
-    assert not list(tmp_path.iterdir())
-    write_whole(path, lambda temporary: temporary.write_text("whole"))
-    assert path.read_text() == "whole"
-    with pytest.raises(RuntimeError):
-        write_whole(path, fail)
-    assert path.read_text() == "whole"

@@ -1,0 +1,1 @@
+"""Evaluation: distances between sets of images, and the loss by noise level."""
