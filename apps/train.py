@@ -109,6 +109,26 @@ flags.DEFINE_integer("log_every", 100, "Steps between two records of the log.", 
 flags.DEFINE_integer(
     "sample_every", None, "Steps between two sample grids. Default: one at the end.", lower_bound=1
 )
+flags.DEFINE_integer(
+    "evaluate_every",
+    None,
+    "Steps between two evaluations of samples against the training data. Default: none.",
+    lower_bound=1,
+)
+flags.DEFINE_integer("evaluate_samples", 1000, "Samples of each evaluation.", lower_bound=2)
+flags.DEFINE_string(
+    "extractor", "mobilenet_v2", "Network that sees the samples; see apps/evaluate.py --help."
+)
+flags.DEFINE_integer(
+    "validate_every",
+    None,
+    "Steps between two measurements of the loss per cluster on --validation_data. Default: none.",
+    lower_bound=1,
+)
+flags.DEFINE_string("validation_data", None, "Images that training does not see, as --data.")
+flags.DEFINE_integer(
+    "validation_images", 256, "How many of them, at even distances.", lower_bound=2
+)
 flags.DEFINE_bool("dry_run", False, "Print the resolved configuration as JSON and stop.")
 
 flags.register_multi_flags_validator(
@@ -131,13 +151,15 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
     from keras_cdiff import training
 
-    names = "preset data image_size num_classes steps batch_size learning_rate horizontal_flip"
-    names += (
-        " augment curriculum clusters num_clusters patience dtype_policy jit_compile seed log_every"
+    names = (
+        *("preset", "data", "image_size", "num_classes", "steps", "batch_size", "learning_rate"),
+        *("horizontal_flip", "augment", "curriculum", "clusters", "num_clusters", "patience"),
+        *("dtype_policy", "jit_compile", "seed", "log_every", "sample_every"),
+        *("evaluate_every", "evaluate_samples", "extractor"),
+        *("validate_every", "validation_data", "validation_images"),
     )
-    names += " sample_every"
     try:
-        config = training.resolve(**{name: FLAGS[name].value for name in names.split()})
+        config = training.resolve(**{name: FLAGS[name].value for name in names})
         if FLAGS.dry_run:
             print(json.dumps(config, indent=2))
         else:

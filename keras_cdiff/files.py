@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""What is written to disk: files that are there whole or not at all, and strict JSON."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,3 +21,16 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def strict_json(value: object) -> object:
+    """Returns plain data for JSON, which has neither NaN nor infinity: null and "inf" stand for
+    them, and lists for tuples.
+    """
+    if isinstance(value, dict):
+        return {name: strict_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

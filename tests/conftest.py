@@ -93,3 +93,14 @@ def batch():
 def quick():
     """Arguments of compile() that make the tiny models of the tests compile fast."""
     return {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
+
+
+@pytest.fixture(scope="session")
+def read_events():
+    """A function: a workdir -> its TensorBoard events, loaded."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def read(workdir):
+        return EventAccumulator(str(workdir / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
+
+    return read

@@ -1,7 +1,8 @@
 """Image sources and the input pipeline that feeds `DiffusionModel.fit`."""
 
+from keras_cdiff.data.batch_file import open_batch_file, write_batch_file
 from keras_cdiff.data.images import image_grid, save_image_grid, to_uint8
-from keras_cdiff.data.pipeline import make_dataset, prepare_image
+from keras_cdiff.data.pipeline import make_dataset, prepare_image, to_channels
 from keras_cdiff.data.sources import ArraySource, Source, open_source
 
 __all__ = [
@@ -9,8 +10,11 @@ __all__ = [
     "Source",
     "image_grid",
     "make_dataset",
+    "open_batch_file",
     "open_source",
     "prepare_image",
     "save_image_grid",
+    "to_channels",
     "to_uint8",
+    "write_batch_file",
 ]

@@ -1,6 +1,7 @@
 """A folder of images: its files, checked up front, and the labels or captions it gives them."""
 
 import csv
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from multiprocessing.pool import ThreadPool
@@ -99,6 +100,14 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def digest(self) -> str:
+        """Returns a sha256 over the files' paths, sizes and times of change."""
+        sha = hashlib.sha256()
+        for path in self._paths:
+            status = path.stat()
+            sha.update(repr((str(path.resolve()), status.st_size, status.st_mtime_ns)).encode())
+        return sha.hexdigest()
 
     def __getitem__(self, index: int) -> np.ndarray:
         from PIL import Image, ImageOps

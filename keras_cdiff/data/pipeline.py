@@ -45,7 +45,7 @@ def prepare_image(image: np.ndarray, image_size: int, channels: int = 3) -> np.n
         )
     if image.size == 0:
         raise ValueError(f"An image must have pixels. Received: image of shape {image.shape}")
-    image = _to_channels(image, channels)
+    image = to_channels(image, channels)
     if image.shape[:2] != (image_size, image_size):
         image = _resize_and_crop(image, image_size)
     return image / np.float32(127.5) - np.float32(1)
@@ -144,7 +144,10 @@ def _check_channels(channels: int) -> None:
         raise ValueError(f"channels must be 3 (RGB) or 1 (grey). Received: channels={channels!r}")
 
 
-def _to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Makes a uint8 image (H, W, C) grey (`channels` 1) or RGB (3): RGBA is laid on white, grey is
+    0.299 R + 0.587 G + 0.114 B, and RGB of grey repeats it.
+    """
     if image.shape[2] == 4:
         opacity = image[..., 3:] / np.float32(255)
         image = np.rint(opacity * image[..., :3] + (1 - opacity) * 255).astype(np.uint8)

@@ -1,13 +1,13 @@
 """Random-access sources of images, named by one string: `emoji`, `npz:`, `folder:` and `tfds:`."""
 
+import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.data.batch_file import read_npz
 from keras_cdiff.data.image_folder import read_image_folder
 
 
@@ -70,6 +70,22 @@ class Source:
             example["caption"] = str(self._captions[index])
         return example
 
+    def digest(self) -> str:
+        """Returns a sha256 that another content has not: what is known by it need not be read."""
+        sha = hashlib.sha256(repr((len(self), self.class_names)).encode())
+        sha.update(self._images_digest().encode())
+        for values in (self._labels, self._captions):
+            sha.update(b"none" if values is None else np.ascontiguousarray(values).tobytes())
+        return sha.hexdigest()
+
+    def _images_digest(self) -> str:
+        if hasattr(self._images, "digest"):
+            return self._images.digest()
+        sha = hashlib.sha256(repr(self._images.shape).encode())
+        for start in range(0, len(self), 256):  # of a memory map a part at a time
+            sha.update(np.ascontiguousarray(self._images[start : start + 256]))
+        return sha.hexdigest()
+
     def __repr__(self) -> str:
         return f"Source({self.name!r}, {len(self)} examples, {self.num_classes} classes)"
 
@@ -78,8 +94,8 @@ def open_source(spec: str = "emoji", data_dir: str | os.PathLike | None = None) 
     """Opens and checks the source of images that a string names.
 
     `emoji`: the embedded set, 1,636 RGB emoji of 32 x 32 in 8 classes, each with its name.
-    `npz:PATH`: arrays `images` (or `arr_0`) and, if wanted, `labels`, `captions`, `class_names`;
-    see `ArraySource`. The file is read into memory.
+    `npz:PATH`: arrays `images` (or `arr_0`) and, if wanted, `labels` (or `arr_1`), `captions`,
+    `class_names`; see `ArraySource`. Images that are not compressed stay on disk.
     `folder:PATH`: one subfolder per class, labelled in the order of their names; or images
     without labels; or images named in a metadata.csv with columns file and caption.
     `tfds:NAME[/CONFIG][:SPLIT]`: a TensorFlow Datasets build in array_record format, already
@@ -113,7 +129,7 @@ def open_source(spec: str = "emoji", data_dir: str | os.PathLike | None = None) 
 
 
 class ArraySource(Source):
-    """A source over arrays in memory.
+    """A source over arrays, in memory or mapped into it.
 
     Args:
         name: What the source is called in logs and errors.
@@ -181,22 +197,8 @@ def _checked_labels(name: str, labels: np.ndarray, length: int, num_classes: int
 
 
 def _open_npz(name: str, path: str) -> ArraySource:
-    file_path = Path(path).expanduser()
-    if not file_path.is_file():
-        raise ValueError(f"There is no such file; check the path. Received: source={name!r}")
-    try:
-        with zipfile.ZipFile(file_path):  # what is not an archive, or is cut off, fails here
-            pass
-        with np.load(file_path, allow_pickle=False) as file:
-            found = file.files
-            wanted = ("images", "arr_0", "labels", "captions", "class_names")
-            arrays = {key: file[key] for key in wanted if key in found}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            "The file is not an npz file that NumPy can read without pickle: it is cut off or "
-            "damaged, or strings were saved as objects. Write it anew with np.savez, strings as "
-            f"np.array(..., dtype=str). The error was: {error}. Received: source={name!r}"
-        ) from error
+    wanted = ("images", "arr_0", "labels", "arr_1", "captions", "class_names")
+    arrays, found = read_npz(path, wanted, mapped=("images", "arr_0"))
     if "images" not in arrays and "arr_0" not in arrays:
         raise ValueError(
             "The file must hold an array `images` (or `arr_0`); write it with "
@@ -209,7 +211,8 @@ def _open_npz(name: str, path: str) -> ArraySource:
             f"The class names of {name!r} must be strings in an array of rank 1. Received: "
             f"class_names of shape {class_names.shape}, dtype {class_names.dtype}"
         )
-    return ArraySource(name, images, arrays.get("labels"), arrays.get("captions"), class_names)
+    labels = arrays.get("labels", arrays.get("arr_1"))
+    return ArraySource(name, images, labels, arrays.get("captions"), class_names)
 
 
 class _TfdsSource(Source):
@@ -239,6 +242,8 @@ class _TfdsSource(Source):
                 "part of one, as in train[:80%], that is not empty. The error was: "
                 f"{str(error).strip()} Received: source={spec!r}"
             ) from error
+        split_info = builder.info.splits[split]
+        self._content = (builder.info.full_name, split, split_info.shard_lengths, len(data))
         features = builder.info.features
         features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
         image, label = features.get("image"), features.get("label")
@@ -252,6 +257,9 @@ class _TfdsSource(Source):
             self.num_classes = label.num_classes
             self.class_names = tuple(label.names) if label.names else ()
         self[0]  # a split whose labels are withheld fails now
+
+    def _images_digest(self) -> str:
+        return repr(self._content)
 
     def __getitem__(self, index: int) -> dict:
         record = super().__getitem__(index)["image"]  # TFDS decodes image and label at once

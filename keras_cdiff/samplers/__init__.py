@@ -6,7 +6,17 @@ from keras_cdiff.samplers.dpm_solver import DPMSolver
 from keras_cdiff.samplers.euler import Euler
 from keras_cdiff.samplers.guidance import Guidance
 from keras_cdiff.samplers.heun import Heun
-from keras_cdiff.samplers.sample import sample
+from keras_cdiff.samplers.sample import default_sampler, sample
 from keras_cdiff.samplers.sampler import Sampler
 
-__all__ = ["DDIM", "DDPM", "DPMSolver", "Euler", "Guidance", "Heun", "Sampler", "sample"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DPMSolver",
+    "Euler",
+    "Guidance",
+    "Heun",
+    "Sampler",
+    "default_sampler",
+    "sample",
+]

@@ -56,7 +56,7 @@ def sample(
     """
     _check_count("num_samples", num_samples)
     _check_count("batch_size", batch_size)
-    sampler = sampler or _default_sampler(model)
+    sampler = sampler or default_sampler(model)
     guidance = Guidance.of(guidance)
     use_ema = use_ema and model.ema_backbone is not None
     table = sampler.table(model.schedule)
@@ -90,7 +90,8 @@ def sample(
     return images
 
 
-def _default_sampler(model: keras.Model) -> Sampler:
+def default_sampler(model: keras.Model) -> Sampler:
+    """Returns the sampler that `sample` uses on `model` unless it is given one."""
     if isinstance(model.schedule, DiscreteSchedule):
         return DDIM(50, clip=model.image_shape[-1] in (1, 3))
     if isinstance(model.schedule, RectifiedFlow):

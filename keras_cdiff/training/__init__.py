@@ -1,11 +1,12 @@
 """Training runs: configuration, workdir, callbacks, and samples from what was trained."""
 
+from keras_cdiff.tensorboard import TensorBoardWriter
 from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
 from keras_cdiff.training.configuration import resolve
 from keras_cdiff.training.ema_snapshots import EMASnapshots, read_snapshots, reconstruct_average
+from keras_cdiff.training.evaluation import evaluate_model
 from keras_cdiff.training.generation import generate, load_run, load_weights
 from keras_cdiff.training.run import train
-from keras_cdiff.training.tensorboard import TensorBoardWriter
 from keras_cdiff.training.workdir import Workdir
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "StopAt",
     "TensorBoardWriter",
     "Workdir",
+    "evaluate_model",
     "generate",
     "load_run",
     "load_weights",

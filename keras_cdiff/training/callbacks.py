@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from keras_cdiff.data import image_grid, save_image_grid, to_uint8
+from keras_cdiff.files import strict_json
 from keras_cdiff.samplers import Sampler, sample
-from keras_cdiff.training.tensorboard import TensorBoardWriter
+from keras_cdiff.tensorboard import TensorBoardWriter
 
 
 class RunLog(keras.callbacks.Callback):
@@ -72,12 +73,12 @@ class RunLog(keras.callbacks.Callback):
         cluster_loss = numpy(model.cluster_loss.result()).tolist()
         return {
             "step": int(numpy(model.iteration)),
-            "loss": _json_number(float(logs["loss"])),
-            "batch_loss": _json_number(float(logs["batch_loss"])),
-            "cluster_edges": [_json_number(edge) for edge in model.cluster_loss.edges],
-            "cluster_loss": [_json_number(loss) for loss in cluster_loss],
+            "loss": strict_json(float(logs["loss"])),
+            "batch_loss": strict_json(float(logs["batch_loss"])),
+            "cluster_edges": strict_json(model.cluster_loss.edges),
+            "cluster_loss": strict_json(cluster_loss),
             "stage": int(numpy(model.curriculum_state)[0]),
-            "interval": [_json_number(edge) for edge in numpy(model.noise_interval).tolist()],
+            "interval": strict_json(numpy(model.noise_interval).tolist()),
             "learning_rate": float(numpy(model.optimizer.learning_rate)),
             "seconds_per_step": seconds_per_step,
             "time": time.time(),
@@ -182,15 +183,8 @@ def class_labels(num_classes: int, num_samples: int) -> list[int] | None:
     return [i % num_classes for i in range(num_samples)] if num_classes else None
 
 
-def _json_number(value: float) -> float | str | None:
-    """Strict JSON has neither infinity nor NaN: "inf" and None stand for them."""
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)
-
-
 def _number(value: float | str | None) -> float:
-    """The inverse of `_json_number`."""
+    """The inverse of `strict_json`."""
     return math.nan if value is None else float(value)
 
 

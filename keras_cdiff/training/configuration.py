@@ -46,6 +46,12 @@ def resolve(
     seed: int = 0,
     log_every: int = 100,
     sample_every: int | None = None,
+    evaluate_every: int | None = None,
+    evaluate_samples: int = 1000,
+    extractor: str = "mobilenet_v2",
+    validate_every: int | None = None,
+    validation_data: str | None = None,
+    validation_images: int = 256,
 ) -> dict:
     """Returns the whole configuration of a run: the preset, with what is not None in its place.
 
@@ -72,6 +78,14 @@ def resolve(
         seed: seed of weights, data order and noise, in [0, 2^32).
         log_every: steps between two records of the log.
         sample_every: steps between two grids of samples; one at the end if None.
+        evaluate_every: steps between two evaluations of samples against the training data; none if
+            None.
+        evaluate_samples: samples drawn for each.
+        extractor: network that sees them, as `keras_cdiff.evaluation.open_extractor` takes it.
+        validate_every: steps between two measurements of the loss per cluster on images that
+            training does not see; none if None.
+        validation_data: those images, as `data`.
+        validation_images: how many of them, at even distances; all if there are fewer.
 
     Raises:
         ValueError: for an unknown name or a number out of range.
@@ -118,6 +132,29 @@ def resolve(
             f"Received: image_size={image_size}"
         )
     _check_choice("dtype_policy", dtype_policy, DTYPE_POLICIES)
+
+    config["evaluation"] = config["validation"] = None
+    if evaluate_every is not None:
+        _check_whole("evaluate_every", evaluate_every, 1)
+        _check_whole("evaluate_samples", evaluate_samples, 2)
+        config["evaluation"] = {
+            "every": evaluate_every,
+            "num_samples": evaluate_samples,
+            "extractor": extractor,
+        }
+    if (validate_every is None) != (validation_data is None):
+        raise ValueError(
+            "Validation needs both a number of steps and images: give both, or neither. "
+            f"Received: validate_every={validate_every}, validation_data={validation_data!r}"
+        )
+    if validate_every is not None:
+        _check_whole("validate_every", validate_every, 1)
+        _check_whole("validation_images", validation_images, 2)
+        config["validation"] = {
+            "every": validate_every,
+            "data": validation_data,
+            "num_images": validation_images,
+        }
 
     _check_choice("curriculum", curriculum, CURRICULA)
     staging.update(_given(clusters=clusters, num_clusters=num_clusters, patience=patience))

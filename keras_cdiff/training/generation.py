@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_cdiff.data import save_image_grid, to_uint8
+from keras_cdiff.data import save_image_grid, to_uint8, write_batch_file
 from keras_cdiff.diffusion_model import DiffusionModel
-from keras_cdiff.files import write_whole
 from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.training.callbacks import class_labels, display_scale
 from keras_cdiff.training.configuration import build_model, build_sampler, in_pixels, resolve
@@ -25,6 +24,7 @@ def load_run(workdir: str | os.PathLike) -> tuple[DiffusionModel, dict]:
     config = folder.config()
     model = build_model(config)
     folder.load_weights(model)
+    model.iteration.assign(config["training"]["steps"])
     return model, config
 
 
@@ -99,33 +99,67 @@ def generate(
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output must be a folder. Received: output={str(output)!r}")
-    sampling, options = config["sampling"], {}
-    if sampler in (None, sampling["sampler"]):
-        num_steps = sampling["num_steps"] if num_steps is None else num_steps
-        options = sampling.get("options", {})
+    options = sampling(
+        model,
+        config,
+        num_samples,
+        sampler=sampler,
+        num_steps=num_steps,
+        label=label,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+    )
+    images = to_uint8(
+        sample(
+            model,
+            num_samples,
+            **options,
+            seed=seed,
+            use_ema=use_ema,
+            batch_size=batch_size,
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_batch_file(folder / "samples.npz", images)
+    save_image_grid(images, folder / "samples.png", scale=display_scale(images))
+    return images
+
+
+def sampling(
+    model: DiffusionModel,
+    config: dict,
+    num_samples: int,
+    *,
+    sampler: str | None = None,
+    num_steps: int | None = None,
+    label: int | Sequence[int] | None = None,
+    guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+) -> dict:
+    """Returns how samples of a run are drawn: sampler, label and guidance, for `sample`.
+
+    The arguments are those of `generate`; what is None is taken from the configuration.
+
+    Raises:
+        ValueError: if there is no such sampler, or an interval limits no guidance.
+    """
+    settings, options = config["sampling"], {}
+    if sampler in (None, settings["sampler"]):
+        num_steps = settings["num_steps"] if num_steps is None else num_steps
+        options = settings.get("options", {})
     if label is None:
         label = class_labels(model.num_classes, num_samples)
     if guidance is None:
-        guidance = sampling["guidance"] if label is not None else 1.0
+        guidance = settings["guidance"] if label is not None else 1.0
     if guidance_interval is not None and guidance == 1.0:
         raise ValueError(
             "`guidance_interval` limits a guidance, and there is none: give a guidance other "
             "than 1, or leave the interval out. "
             f"Received: guidance=1, guidance_interval={guidance_interval}"
         )
-    images = to_uint8(
-        sample(
-            model,
-            num_samples,
-            build_sampler(sampler or sampling["sampler"], num_steps, channels, **options),
-            seed=seed,
-            label=label,
-            guidance=Guidance(guidance, interval=guidance_interval),
-            use_ema=use_ema,
-            batch_size=batch_size,
-        )
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "samples.npz", lambda path: np.savez(path, arr_0=images))
-    save_image_grid(images, folder / "samples.png", scale=display_scale(images))
-    return images
+    channels = model.image_shape[-1]
+    return {
+        "sampler": build_sampler(sampler or settings["sampler"], num_steps, channels, **options),
+        "label": label,
+        "guidance": Guidance(guidance, interval=guidance_interval),
+    }

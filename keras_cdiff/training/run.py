@@ -8,6 +8,7 @@ import keras
 
 from keras_cdiff.data import Source, make_dataset, open_source
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.tensorboard import TensorBoardWriter
 from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
 from keras_cdiff.training.configuration import (
     build_curriculum,
@@ -16,7 +17,7 @@ from keras_cdiff.training.configuration import (
     build_sampler,
     in_pixels,
 )
-from keras_cdiff.training.tensorboard import TensorBoardWriter
+from keras_cdiff.training.evaluation import evaluation_callbacks
 from keras_cdiff.training.workdir import Workdir
 
 
@@ -71,6 +72,8 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         backbone["channels"],
         **sampling.get("options", {}),
     )
+    tensorboard = TensorBoardWriter(folder.tensorboard)
+    evaluations = evaluation_callbacks(model, config, source, sampler, folder, tensorboard)
 
     folder.claim(config)
     steps, log_every = training["steps"], training["log_every"]
@@ -80,7 +83,6 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         f"{keras.backend.backend()}, into {folder.path}",
         flush=True,
     )
-    tensorboard = TensorBoardWriter(folder.tensorboard)
     callbacks = [
         *([curriculum] if curriculum else []),
         StopAt(steps),
@@ -92,6 +94,7 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
             guidance=sampling["guidance"],
             tensorboard=tensorboard,
         ),
+        *evaluations,
     ]
     try:
         model.fit(

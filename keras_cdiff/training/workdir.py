@@ -2,6 +2,8 @@
 
 config.json             the resolved configuration
 log.jsonl               one record a log interval
+evaluations.jsonl       one record an evaluation of samples, if there are any
+validation.jsonl        one record a measurement of the validation loss, if there are any
 tensorboard/            TensorBoard events
 samples/                grids of samples, samples/step_000600.png
 weights/raw.weights.h5  the network's weights
@@ -31,6 +33,8 @@ class Workdir:
         self.path = Path(path)
         self.config_file = self.path / "config.json"
         self.log_file = self.path / "log.jsonl"
+        self.evaluation_file = self.path / "evaluations.jsonl"
+        self.validation_file = self.path / "validation.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"
         self.weights = self.path / "weights"
@@ -58,7 +62,8 @@ class Workdir:
                     f"apps/sample.py, or train into another --workdir. {received}"
                 )
             return
-        for part in (self.log_file, self.tensorboard, self.samples, self.weights):
+        logs = (self.log_file, self.evaluation_file, self.validation_file)
+        for part in (*logs, self.tensorboard, self.samples, self.weights):
             if part.exists():
                 raise ValueError(
                     f"The workdir holds {part.name} but no config.json, so it is not that of a "
@@ -77,6 +82,8 @@ class Workdir:
         for folder in (self.tensorboard, self.samples, self.weights):
             folder.mkdir(exist_ok=True)
         self.log_file.write_text("")
+        self.evaluation_file.unlink(missing_ok=True)
+        self.validation_file.unlink(missing_ok=True)
         for leftover in (*self.tensorboard.glob("events.*"), *self.samples.glob("step_*.png")):
             leftover.unlink()
 

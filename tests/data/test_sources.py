@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -95,6 +96,31 @@ def test_npz_with_everything(tmp_path, dtype):
     assert type(source[2]["caption"]) is str
 
 
+def test_npz_of_a_batch_of_samples(tmp_path):
+    images = random_images(4, 4, 4, 3)
+    np.savez(tmp_path / "a.npz", images, np.array([3, 0, 1, 0]))
+    source = open_source(f"npz:{tmp_path}/a.npz")
+    assert source.num_classes == 4
+    assert [e["label"] for e in source] == [3, 0, 1, 0]
+    np.savez(tmp_path / "b.npz", images, np.array([3, 0, 1, 0]), labels=np.array([0, 0, 1, 1]))
+    assert [e["label"] for e in open_source(f"npz:{tmp_path}/b.npz")] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("key", ["images", "arr_0"])
+def test_npz_images_stay_on_disk_where_they_are_not_compressed(tmp_path, key):
+    images = random_images(1000, 32, 32, 3)
+    np.savez(tmp_path / "a.npz", **{key: images})
+    tracemalloc.start()
+    try:
+        source = open_source(f"npz:{tmp_path}/a.npz")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < images.nbytes / 3
+    assert np.array_equal(source[999]["image"], images[999])
+    assert type(source[999]["image"]) is np.ndarray
+
+
 def test_labels_without_names_count_from_zero_to_the_largest():
     source = ArraySource("a", random_images(3, 4, 4, 3), np.array([0, 6, 2]))
     assert (source.num_classes, source.class_names) == (7, ())
@@ -117,7 +143,7 @@ NAMES = np.array(["x", "y"])
         ({"images": FLOATS * 300}, r"values in \[-300, 300\]"),
         ({"images": np.where(FLOATS > 0, np.nan, FLOATS)}, "48 values not finite"),
         ({"images": IMAGES.astype(np.int32)}, "uint8.*dtype int32"),
-        ({"images": IMAGES.astype(object)}, "pickle.*Received: source="),
+        ({"images": IMAGES.astype(object)}, "pickle.*Received: path="),
         ({"images": IMAGES, "labels": np.array([0.0, 1.0])}, "2 integers.*dtype float64"),
         ({"images": IMAGES, "labels": np.array([True, False])}, "2 integers.*dtype bool"),
         ({"images": IMAGES, "labels": np.array([0, 1, 2])}, r"2 integers.*shape \(3,\)"),
@@ -143,7 +169,7 @@ def test_npz_rejects(tmp_path, arrays, message):
 
 
 def test_a_missing_npz_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no such file.*Received: source='npz:.*b\.npz'"):
+    with pytest.raises(ValueError, match=r"no such file.*Received: path='.*b\.npz'"):
         open_source(f"npz:{tmp_path}/b.npz")
 
 
@@ -152,7 +178,7 @@ def test_a_truncated_npz_is_rejected(tmp_path, share):
     path = tmp_path / "a.npz"
     np.savez_compressed(path, images=random_images(50, 8, 8, 3))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"cut off.*Received: source="):
+    with pytest.raises(ValueError, match=r"cut off.*Received: path="):
         open_source(f"npz:{path}")
 
 
@@ -162,13 +188,13 @@ def test_a_damaged_npz_is_rejected(tmp_path):
     content = bytearray(path.read_bytes())
     content[5000] ^= 255
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged.*Received: source="):
+    with pytest.raises(ValueError, match=r"damaged.*Received: path="):
         open_source(f"npz:{path}")
 
 
 def test_an_npy_file_is_no_npz(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES)
-    with pytest.raises(ValueError, match=r"np\.savez.*Received: source="):
+    with pytest.raises(ValueError, match=r"np\.savez.*Received: path="):
         open_source(f"npz:{tmp_path}/a.npy")
 
 

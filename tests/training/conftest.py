@@ -50,14 +50,3 @@ def read_log():
         return [json.loads(line, parse_constant=refuse) for line in lines]
 
     return read
-
-
-@pytest.fixture(scope="session")
-def read_events():
-    """A function: a workdir -> its TensorBoard events, loaded."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    def read(workdir):
-        return EventAccumulator(str(workdir / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
-
-    return read

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_cdiff.training import TensorBoardWriter
+from keras_cdiff.tensorboard import TensorBoardWriter
 
 pytestmark = pytest.mark.backend_free
 

@@ -1,0 +1,132 @@
+"""Measures how close images are to a reference: Frechet and kernel distance, precision, recall.
+
+Examples:
+  # 10,000 samples of a training run against its training data, by MobileNetV2:
+  python apps/evaluate.py --workdir=runs/emoji --extractor=mobilenet_v2
+
+  # FID and the rest of images drawn elsewhere, against the training split of CIFAR-10:
+  python apps/evaluate.py --images=npz:samples.npz --reference=tfds:cifar10:train --output=results
+
+  # The reference's statistics alone, for other evaluations and other tools:
+  python apps/evaluate.py --reference=folder:/data/flowers --write_statistics=flowers.npz
+
+  # ... and an evaluation that uses them:
+  python apps/evaluate.py --workdir=runs/flowers --reference=statistics:flowers.npz
+
+Each evaluation writes a JSON file and a row of evaluations.csv into --output. An interrupted one
+goes on where it stopped when the command is repeated.
+"""
+
+import os
+import sys
+
+import sampling_flags
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
+
+flags.DEFINE_string(
+    "images",
+    None,
+    "Images to evaluate, instead of a model: npz:PATH, folder:PATH or tfds:NAME[:SPLIT].",
+)
+flags.DEFINE_string(
+    "reference",
+    None,
+    "What they are compared with: as --images, or statistics:PATH. Default: the training data.",
+)
+flags.DEFINE_integer("num_samples", 10_000, "Samples of the model.", lower_bound=2)
+flags.DEFINE_string(
+    "extractor",
+    "inception",
+    "The network that sees the images: inception, mobilenet_v2 or keras:PATH; a local weights file "
+    "is named as in inception:PATH, the input size of MobileNetV2 as in mobilenet_v2@96.",
+)
+flags.DEFINE_enum(
+    "resize",
+    "clean",
+    ["clean", "legacy_tensorflow", "legacy_pytorch"],
+    "How images get the extractor's size: clean is Pillow's antialiased bicubic.",
+)
+flags.DEFINE_list(
+    "metrics",
+    None,
+    "Among frechet_distance, kernel_distance, inception_score, precision_recall and "
+    "frechet_distance_infinity. Default: all but the last, as far as they can be had.",
+)
+flags.DEFINE_string("output", None, "Folder to write to. Default: WORKDIR/evaluation.")
+flags.DEFINE_string(
+    "cache",
+    None,
+    "Folder of extracted features. Default: OUTPUT/features; with --write_statistics, none.",
+)
+flags.DEFINE_string(
+    "write_statistics",
+    None,
+    "Write the reference's statistics here, and stop; --image_size first prepares its images as "
+    "training does.",
+)
+
+
+def _one_task(values: dict) -> bool:
+    if values["write_statistics"]:
+        others = ("images", "workdir", "weights")
+        return bool(values["reference"]) and not any(values[name] for name in others)
+    if values["images"]:
+        given = values["reference"] and values["output"]
+        return bool(given) and not any(values[name] for name in ("workdir", "weights"))
+    from_weights = not values["weights"] or values["reference"]
+    return bool(from_weights) and sampling_flags.one_model(values)
+
+
+flags.register_multi_flags_validator(
+    [
+        *("images", "reference", "write_statistics", "output"),
+        *("workdir", "weights", "preset", "image_size", "num_classes"),
+    ],
+    _one_task,
+    message="Give --workdir; or --weights with --preset, --reference and --output; or --images with "
+    "--reference and --output; or --write_statistics with --reference.",
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
+    sampling_flags.choose_backend()
+    from keras_cdiff import evaluation, training
+
+    try:
+        folder = FLAGS.output or os.path.join(FLAGS.workdir or ".", "evaluation")
+        evaluator = evaluation.Evaluator(
+            evaluation.open_extractor(FLAGS.extractor, FLAGS.resize),
+            FLAGS.metrics,
+            cache=FLAGS.cache or (None if FLAGS.write_statistics else f"{folder}/features"),
+            batch_size=FLAGS.batch_size,
+        )
+        if FLAGS.write_statistics:
+            reference = evaluation.SourceImages(FLAGS.reference, FLAGS.image_size)
+            evaluator.statistics(reference).save(FLAGS.write_statistics)
+            print(f"wrote {FLAGS.write_statistics}")
+            return
+        if FLAGS.images:
+            result = evaluator.evaluate(FLAGS.images, FLAGS.reference)
+        else:
+            model, config = sampling_flags.load_model()
+            result = training.evaluate_model(
+                model,
+                config,
+                evaluator,
+                FLAGS.reference,
+                num_samples=FLAGS.num_samples,
+                **sampling_flags.sampling_options(),
+            )
+        print(result)
+        print("wrote", *result.write(folder))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

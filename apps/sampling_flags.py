@@ -1,0 +1,82 @@
+"""Flags that programs share which draw samples: the trained model, and how it is sampled."""
+
+import importlib.util
+import os
+
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
+flags.DEFINE_string("weights", None, "A weights file, instead of --workdir; needs --preset.")
+flags.DEFINE_string("preset", None, "The preset that --weights were trained with.")
+flags.DEFINE_integer("image_size", None, "The image size of --weights.", lower_bound=1)
+flags.DEFINE_integer("num_classes", None, "The number of classes of --weights.", lower_bound=0)
+flags.DEFINE_integer("batch_size", 64, "Samples drawn at once.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "Sample i is drawn with seed + i.", lower_bound=0)
+flags.DEFINE_enum(
+    "sampler",
+    None,
+    ["ddpm", "ddim", "euler", "heun", "dpm_solver"],
+    "How noise becomes an image. Default: the preset's.",
+)
+flags.DEFINE_integer("num_steps", None, "Steps of the sampler.", lower_bound=1)
+flags.DEFINE_float("guidance", None, "Scale of the guidance, 1 for none.", lower_bound=0.0)
+flags.DEFINE_list(
+    "guidance_interval",
+    None,
+    "LOW,HIGH: guide only at these noise levels, in the schedule's own unit. Default: at all.",
+)
+flags.DEFINE_bool("use_ema", True, "Whether the averaged weights are used.")
+flags.DEFINE_enum(
+    "backend",
+    None,
+    ["tensorflow", "jax", "torch"],
+    "Keras backend. Default: KERAS_BACKEND, or else that of ~/.keras/keras.json.",
+)
+flags.register_validator(
+    "backend",
+    lambda backend: backend is None or importlib.util.find_spec(backend) is not None,
+    message="The backend is not installed: pip install jax, torch or tensorflow.",
+)
+
+
+def one_model(values: dict) -> bool:
+    """Returns whether the flags name one trained model: a workdir, or weights and their preset."""
+    if values["workdir"]:
+        described = ("weights", "preset", "image_size", "num_classes")
+        return all(values[name] is None for name in described)
+    return all(values[name] for name in ("weights", "preset", "output"))
+
+
+def choose_backend() -> None:
+    """Sets the environment for --backend; called before Keras is imported."""
+    if FLAGS.backend:
+        os.environ["KERAS_BACKEND"] = FLAGS.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
+
+
+def load_model() -> tuple:
+    """Returns the model that the flags name, and its configuration."""
+    from keras_cdiff import training
+
+    if FLAGS.workdir:
+        return training.load_run(FLAGS.workdir)
+    changes = {"image_size": FLAGS.image_size, "num_classes": FLAGS.num_classes}
+    return training.load_weights(FLAGS.weights, FLAGS.preset, **changes)
+
+
+def sampling_options() -> dict:
+    """Returns the options of sampling, by the names that `training.generate` gives them."""
+    names = ("batch_size", "seed", "sampler", "num_steps", "guidance", "use_ema")
+    options = {name: FLAGS[name].value for name in names}
+    if FLAGS.guidance_interval is not None:
+        try:
+            low, high = map(float, FLAGS.guidance_interval)
+        except ValueError:
+            raise ValueError(
+                "--guidance_interval must be two numbers, LOW,HIGH. "
+                f"Received: --guidance_interval={','.join(FLAGS.guidance_interval)}"
+            ) from None
+        options["guidance_interval"] = (low, high)
+    return options

@@ -1,0 +1,237 @@
+"""Seconds and peak memory of the metrics, beside torch-fidelity and clean-fid on the same features.
+
+Every measurement has its own process. The time is that of the metric alone, not of imports; the
+memory is what the process needed at its peak beyond what it needed after the imports, the features
+included. Here they are memory maps of the .npy files; the peers are given arrays, read before the
+clock starts. torch-fidelity's precision and recall are those of its low-memory mode: the other one
+keeps all distances, 40 GB for 50,000 images.
+
+    pip install clean-fid torch-fidelity torchvision    # the peers
+    python benchmarks/metrics.py                        # or --num_images=2000 --width=256
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+METRICS = {
+    "frechet": "Fréchet distance",
+    "kernel": "kernel distance, 100 subsets of 1,000",
+    "inception_score": "Inception Score, 10 splits",
+    "precision_recall": "precision and recall, k = 3",
+}
+CONTENDERS = {
+    "keras_cdiff": tuple(METRICS),
+    "torch-fidelity": tuple(METRICS),
+    "clean-fid": ("frechet", "kernel"),
+}
+NUM_CLASSES = 1008
+RANK = 64  # of the features, before noise and the rectifier
+
+
+def write_inputs(folder, num_images, width):
+    """Writes features like those of an average-pooled rectifier, and logits, block by block."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(RANK, width)) / np.sqrt(RANK)
+    to_logits = rng.normal(size=(width, NUM_CLASSES)) / np.sqrt(width)
+
+    def array(name, columns):
+        return np.lib.format.open_memmap(
+            folder / f"{name}.npy", "w+", np.float32, (num_images, columns)
+        )
+
+    logits = array("logits", NUM_CLASSES)
+    for name, mean in (("real", 0.0), ("generated", 0.1)):
+        features = array(name, width)
+        for start in range(0, num_images, 1000):
+            rows = slice(start, min(start + 1000, num_images))
+            hidden = rng.normal(mean, 1, (rows.stop - start, RANK)) @ mixing
+            features[rows] = np.maximum(hidden + 0.3 * rng.normal(size=hidden.shape), 0)
+            if name == "generated":
+                logits[rows] = 4 * features[rows] @ to_logits
+
+
+def prepare_keras_cdiff(metric, load):
+    from keras_cdiff import evaluation
+
+    if metric == "inception_score":
+        logits = load("logits", mmap_mode="r")
+        return lambda: evaluation.inception_score(logits)[0]
+    real, generated = load("real", mmap_mode="r"), load("generated", mmap_mode="r")
+    return {
+        "frechet": lambda: evaluation.frechet_distance(real, generated),
+        "kernel": lambda: evaluation.kernel_distance(real, generated)[0],
+        "precision_recall": lambda: evaluation.precision_recall(real, generated)[0],
+    }[metric]
+
+
+def import_torchvision():
+    """Imports what the peers import, also where its operations are for another build of PyTorch.
+
+    Returns:
+        what must live as long as torchvision, or None.
+    """
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        # It only wants to know of these two operations; the metrics need none.
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+
+
+def prepare_torch_fidelity(metric, load):
+    import torch
+    from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
+
+    names = ("logits",) if metric == "inception_score" else ("generated", "real")
+
+    def frechet(generated, real):
+        moments = [metric_fid.fid_features_to_statistics(set_) for set_ in (generated, real)]
+        return metric_fid.fid_statistics_to_metric(*moments, verbose=False)
+
+    def kernel(generated, real):
+        return metric_kid.kid_features_to_metric(
+            generated, real, kid_subsets=100, kid_subset_size=1000, verbose=False
+        )
+
+    def precision_recall(generated, real):
+        return metric_prc.prc_features_to_metric(
+            generated, real, prc_neighborhood=3, save_cpu_ram=True, verbose=False
+        )
+
+    def inception_score(logits):
+        return metric_isc.isc_features_to_metric(logits, splits=10, shuffle=False)
+
+    run = {f.__name__: f for f in (frechet, kernel, precision_recall, inception_score)}[metric]
+    sets = []
+
+    def measured():
+        return next(iter(run(*sets).values()))
+
+    return measured, lambda: sets.extend(torch.from_numpy(load(name)) for name in names)
+
+
+def prepare_clean_fid(metric, load):
+    from cleanfid import fid
+
+    sets = []
+
+    def frechet():
+        moments = [(s.mean(axis=0), np.cov(s, rowvar=False)) for s in sets]
+        return fid.frechet_distance(*moments[0], *moments[1])
+
+    measured = {"frechet": frechet, "kernel": lambda: fid.kernel_distance(*sets)}[metric]
+    return measured, lambda: sets.extend(load(name) for name in ("real", "generated"))
+
+
+PREPARE = {
+    "keras_cdiff": prepare_keras_cdiff,
+    "torch-fidelity": prepare_torch_fidelity,
+    "clean-fid": prepare_clean_fid,
+}
+
+
+def peak_bytes():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def work(contender, metric, folder):
+    """Prints value, seconds and bytes of one measurement as JSON."""
+
+    def load(name, mmap_mode=None):
+        return np.load(Path(folder) / f"{name}.npy", mmap_mode=mmap_mode)
+
+    library = None if contender == "keras_cdiff" else import_torchvision()
+    prepared = PREPARE[contender](metric, load)
+    measured, read = prepared if isinstance(prepared, tuple) else (prepared, lambda: None)
+    # BLAS allots its buffers at the first product.
+    np.ones((300, 300)) @ np.ones((300, 300))
+    before = peak_bytes()
+    read()
+    began = time.perf_counter()
+    value = float(measured())
+    seconds = time.perf_counter() - began
+    del library
+    print(json.dumps({"value": value, "seconds": seconds, "bytes": peak_bytes() - before}))
+
+
+def measure(contender, metric, folder):
+    """Returns what `work` prints, from a process of its own."""
+    options = [f"--worker={contender}", f"--metrics={metric}", f"--folder={folder}"]
+    answer = subprocess.run(
+        [sys.executable, __file__, *options],
+        env={"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+        capture_output=True,
+        text=True,
+    )
+    if answer.returncode:
+        advice = "" if contender == "keras_cdiff" else f": try pip install {contender} torchvision"
+        raise SystemExit(f"{answer.stderr[-2000:]}\n{contender} failed{advice}")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--num_images", type=int, default=50_000)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--metrics", default=",".join(METRICS))
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--folder", help="for the features, 1 GB; a temporary one by default")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, options.metrics, options.folder)
+        return
+    contenders, metrics = options.contenders.split(","), options.metrics.split(",")
+    for name, given, known in (
+        ("contenders", contenders, CONTENDERS),
+        ("metrics", metrics, METRICS),
+    ):
+        if unknown := sorted(set(given) - set(known)):
+            parser.error(f"--{name} must be among {', '.join(known)}. Received: {unknown}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.folder or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_inputs(folder, options.num_images, options.width)
+        print(f"{options.num_images:,d} x {options.width:,d} features, {os.cpu_count()} cores\n")
+        print("| metric | by | value | seconds | MB | times our seconds | times our MB |")
+        print("|---|---|---:|---:|---:|---:|---:|")
+        for metric in metrics:
+            report(metric, [c for c in contenders if metric in CONTENDERS[c]], folder, options)
+
+
+def report(metric, contenders, folder, options):
+    """Prints the rows of one metric. The contenders take turns; ratios are taken round by round."""
+    rounds = [{c: measure(c, metric, folder) for c in contenders} for _ in range(options.rounds)]
+    for contender in contenders:
+        results = [results[contender] for results in rounds]
+        cells = [METRICS[metric], contender, f"{results[0]['value']:.6g}"]
+        cells.append(f"{statistics.median(r['seconds'] for r in results):.2f}")
+        cells.append(f"{statistics.median(r['bytes'] for r in results) / 1e6:,.0f}")
+        for name in ("seconds", "bytes"):
+            if "keras_cdiff" in contenders:
+                ours = [max(results["keras_cdiff"][name], 1e-9) for results in rounds]
+                ratios = [r[name] / our for r, our in zip(results, ours, strict=True)]
+                cells.append(f"{statistics.median(ratios):.2f}")
+            else:
+                cells.append("")
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Callbacks that evaluate a model now and then while `fit` trains it."""
+
+import abc
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_cdiff.evaluation.image_sets import GeneratedImages
+from keras_cdiff.evaluation.validation_loss import ValidationLoss
+from keras_cdiff.files import strict_json
+from keras_cdiff.samplers import Guidance, Sampler
+from keras_cdiff.tensorboard import TensorBoardWriter
+
+
+class PeriodicEvaluation(keras.callbacks.Callback, abc.ABC):
+    """Base of callbacks that evaluate the model every some steps and at the end of training.
+
+    An evaluation comes at the end of an epoch, and its numbers join that epoch's `logs`: callbacks
+    after this one and the `History` of `fit` see them; epochs without an evaluation lack them.
+
+    Args:
+        every: training steps between two evaluations, rounded up to the end of an epoch, >= 1.
+        path: JSON-lines file to append a record of each evaluation to, or None. In it null stands
+            for NaN, and "inf" for infinity.
+        tensorboard: a `TensorBoardWriter`, or None.
+        verbose: whether to print a line an evaluation.
+
+    Attributes:
+        records: one dict an evaluation, as the file has it.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        path: str | os.PathLike | None = None,
+        tensorboard: TensorBoardWriter | None = None,
+        verbose: int = 1,
+    ):
+        super().__init__()
+        _check_at_least_one("every", every)
+        self.every = int(every)
+        self.path = None if path is None else Path(path)
+        self.tensorboard = tensorboard
+        self.verbose = verbose
+        self.records = []
+
+    @abc.abstractmethod
+    def evaluate(self, model: keras.Model) -> tuple[dict, dict[str, float], dict[str, float]]:
+        """Evaluates the model.
+
+        Returns:
+            The record, plain data; the numbers for `logs`; and those for TensorBoard, by tag.
+        """
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._evaluated = self._iteration()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        # The last epoch's numbers must be there before its logs are history.
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        step = self._iteration()
+        if step // self.every > self._evaluated // self.every or (last and step > self._evaluated):
+            self._evaluate(step, logs)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        step = self._iteration()
+        if step > self._evaluated:  # a callback after this one ended training
+            self._evaluate(step, logs)
+
+    def _iteration(self) -> int:
+        return int(keras.ops.convert_to_numpy(self.model.iteration))
+
+    def _evaluate(self, step: int, logs: dict | None) -> None:
+        self._evaluated = step
+        record, numbers, scalars = self.evaluate(self.model)
+        record = strict_json({"step": step, **record})
+        self.records.append(record)
+        if logs is not None:
+            logs.update(numbers)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self.tensorboard is not None:
+            self.tensorboard.scalars(step, scalars)
+        if self.verbose:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            print(f"\nEvaluation at step {step}: {shown}", flush=True)
+
+
+class EvaluationCallback(PeriodicEvaluation):
+    """Compares samples of the model with a reference: distances such as the Frechet distance.
+
+    All evaluations draw the same samples, those of the same seeds, so that changes come from the
+    weights. A small `num_samples` biases the distances upwards: they show a run's progress, and
+    are no numbers to report.
+
+    Args:
+        evaluator: a `keras_cdiff.evaluation.Evaluator`, which keeps the reference's features.
+        reference: what `evaluator.evaluate` takes as such.
+        every: training steps between two evaluations, rounded up to the end of an epoch, >= 1.
+        num_samples: samples drawn for each.
+        sampler: how samples are drawn; by default as `keras_cdiff.sample` does.
+        label: class of all samples, or one each; None shows the classes in turn.
+        guidance: scale of the guidance, or a `Guidance`.
+        use_ema: whether the averaged weights are used, if the model keeps an average.
+        seed: seed of the first sample, >= 0; the others follow by ones.
+        batch_size: samples drawn at once.
+        generate: makes what `evaluator.evaluate` takes as generated, called once, when training
+            begins, with the model, num_samples, and sampler, seed, label, guidance, use_ema and
+            batch_size by name; None for `keras_cdiff.evaluation.GeneratedImages`.
+        path, tensorboard, verbose: as in `PeriodicEvaluation`.
+
+    Raises:
+        ValueError: if a number is out of its range; or, when training begins, if samples of that
+            kind cannot be drawn from the model.
+
+    Example:
+
+    ```python
+    callback = EvaluationCallback(Evaluator(extractor), "npz:held_out.npz", 5000, num_samples=1000)
+    model.fit(images, epochs=100, callbacks=[callback])
+    ```
+    """
+
+    def __init__(
+        self,
+        evaluator: object,
+        reference: object,
+        every: int,
+        num_samples: int = 1000,
+        sampler: Sampler | None = None,
+        label: object = None,
+        guidance: float | Guidance = 1.0,
+        use_ema: bool = True,
+        seed: int = 0,
+        batch_size: int = 64,
+        generate: Callable | None = None,
+        path: str | os.PathLike | None = None,
+        tensorboard: TensorBoardWriter | None = None,
+        verbose: int = 1,
+    ):
+        super().__init__(every, path, tensorboard, verbose)
+        _check_at_least_one("num_samples", num_samples)
+        _check_at_least_one("batch_size", batch_size)
+        self.evaluator = evaluator
+        self.reference = reference
+        self.num_samples = num_samples
+        self.options = {
+            "sampler": sampler,
+            "seed": seed,
+            "label": label,
+            "guidance": Guidance.of(guidance),
+            "use_ema": use_ema,
+            "batch_size": batch_size,
+        }
+        self.generate = generate or GeneratedImages
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        # Made now, so that what does not fit the model is said before the first step.
+        self._generated = self.generate(self.model, self.num_samples, **self.options)
+
+    def evaluate(self, model: keras.Model) -> tuple[dict, dict[str, float], dict[str, float]]:
+        with warnings.catch_warnings():  # that few samples bias a distance; the record says it too
+            warnings.filterwarnings("ignore", "the Frechet distance of", UserWarning)
+            result = self.evaluator.evaluate(self._generated, self.reference)
+        metrics = {name: float(value) for name, value in result.metrics.items()}
+        tags = {f"evaluation/{name}": value for name, value in metrics.items()}
+        return dict(result.record), metrics, tags
+
+
+class ValidationLossCallback(PeriodicEvaluation):
+    """Evaluates the loss per cluster of noise levels on images that training does not see.
+
+    `logs` receive "validation_loss", the loss on the union of the clusters; the file and
+    TensorBoard receive each cluster's too.
+
+    Args:
+        validation_loss: a `ValidationLoss`.
+        every: training steps between two evaluations, rounded up to the end of an epoch, >= 1.
+        use_ema: whether the averaged weights answer, if the model keeps an average.
+        path, tensorboard, verbose: as in `PeriodicEvaluation`.
+
+    Raises:
+        ValueError: if `every` is out of its range; or, when training begins, if the validation loss
+            does not fit the model.
+    """
+
+    def __init__(
+        self,
+        validation_loss: ValidationLoss,
+        every: int,
+        use_ema: bool = True,
+        path: str | os.PathLike | None = None,
+        tensorboard: TensorBoardWriter | None = None,
+        verbose: int = 1,
+    ):
+        super().__init__(every, path, tensorboard, verbose)
+        self.validation_loss = validation_loss
+        self.use_ema = use_ema
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        self.validation_loss.check(self.model)
+
+    def evaluate(self, model: keras.Model) -> tuple[dict, dict[str, float], dict[str, float]]:
+        record = self.validation_loss(model, self.use_ema)
+        tags = {"validation_loss": record["loss"]}
+        for number, loss in enumerate(record["cluster_loss"], start=1):
+            tags[f"validation_cluster_loss/{number:02d}"] = loss
+        return record, {"validation_loss": record["loss"]}, tags
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")

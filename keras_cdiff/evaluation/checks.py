@@ -1,0 +1,103 @@
+"""What every metric asks of its input, in one place, so that all refuse it in the same words."""
+
+import numpy as np
+
+
+def block_rows(width: int, block_size: int = 2**23) -> int:
+    """Returns how many rows of `width` numbers to read at a time.
+
+    Args:
+        width: numbers in a row, >= 1.
+        block_size: numbers in a block, about; 64 MiB in float64 by default.
+    """
+    return max(1, block_size // width)
+
+
+def check_features(name: str, features: object, min_rows: int = 2) -> np.ndarray:
+    """Returns features as an array (N, D) of finite floating-point numbers.
+
+    A memory map stays one: it is read in blocks of rows, and nothing is copied.
+
+    Args:
+        name: what to call the argument in messages.
+        features: an array (N, D), or what NumPy can make one of.
+        min_rows: least N.
+
+    Raises:
+        ValueError: if it is not two-dimensional, not of a floating-point dtype, too short, without
+            columns, or holds numbers that are not finite.
+    """
+    try:
+        array = np.asarray(features)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be an array (N, D) of floating-point numbers. "
+            f"Received: {name} of type {type(features).__name__} ({error})"
+        ) from error
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            f"`{name}` must hold floating-point numbers: convert it, for instance with "
+            f"astype('float32'). Received: {name}.dtype={array.dtype}"
+        )
+    if array.ndim != 2 or array.shape[1] < 1:
+        raise ValueError(
+            f"`{name}` must have the shape (N, D), one row an image. "
+            f"Received: {name}.shape={array.shape}"
+        )
+    if len(array) < min_rows:
+        raise ValueError(
+            f"`{name}` must have at least {min_rows} rows, one an image: give more images. "
+            f"Received: {name}.shape={array.shape}"
+        )
+    rows = block_rows(array.shape[1])
+    for start in range(0, len(array), rows):
+        finite = np.isfinite(array[start : start + rows]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise ValueError(
+                f"`{name}` must be finite: look for a network that overflows or for damaged "
+                f"images, and leave such rows out. Received: not finite in {name}[{row}]"
+            )
+    return array
+
+
+def check_pair(real: object, generated: object) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both sets of features as arrays (N, D) and (M, D).
+
+    Raises:
+        ValueError: as `check_features`, or if their widths differ.
+    """
+    real, generated = check_features("real", real), check_features("generated", generated)
+    check_widths(real.shape[1], generated.shape[1])
+    return real, generated
+
+
+def check_widths(real: int, generated: int) -> None:
+    """Raises a ValueError unless two sets of features have the same width."""
+    if real != generated:
+        raise ValueError(
+            "`real` and `generated` must have features of the same width: take both from the same "
+            f"layer of the same extractor. Received: widths {real} and {generated}"
+        )
+
+
+def check_count(name: str, value: object, low: int, high: int | None, meaning: str) -> int:
+    """Returns a whole number in [low, high], or in [low, infinity) if `high` is None.
+
+    Args:
+        name: what to call the argument in messages.
+        value: the number.
+        low: least value.
+        high: greatest value, or None.
+        meaning: what the number is and how far it may go, for the message.
+
+    Raises:
+        ValueError: if it is not such a number.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        reach = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(
+            f"`{name}` must be an integer {reach}: {meaning}. Received: {name}={value!r}"
+        )
+    return int(value)

@@ -1,0 +1,261 @@
+"""Evaluator: metrics between two sets of images, with everything that they depend on."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_cdiff.evaluation.extraction import Features, extract
+from keras_cdiff.evaluation.features import Extractor
+from keras_cdiff.evaluation.frechet import frechet_distance, frechet_distance_infinity
+from keras_cdiff.evaluation.image_sets import ImageSet, SourceImages
+from keras_cdiff.evaluation.inception_score import inception_score
+from keras_cdiff.evaluation.kernel import kernel_distance
+from keras_cdiff.evaluation.precision_recall import precision_recall
+from keras_cdiff.evaluation.results import Result, now
+from keras_cdiff.evaluation.statistics import FeatureStatistics
+from keras_cdiff.version import __version__
+
+METRICS = (
+    "frechet_distance",
+    "kernel_distance",
+    "inception_score",
+    "precision_recall",
+    "frechet_distance_infinity",
+)
+
+# With fewer samples than this the bias of a Frechet distance is no longer small.
+ENOUGH_SAMPLES = 10_000
+
+
+class Evaluator:
+    """Compares sets of images by what one extractor sees in them.
+
+    The features of a reference are kept, so that it is extracted once however often it is
+    compared with; with `cache` they are kept on disk, and an interrupted extraction goes on where
+    it stopped.
+
+    Args:
+        extractor: the network that sees the images.
+        metrics: names in `METRICS`; None for all that can be had, except
+            "frechet_distance_infinity", which must be asked for.
+        cache: folder for features on disk; None keeps them in memory.
+        batch_size: images the extractor sees at once.
+        k: neighbours that make the manifolds of precision and recall.
+        num_subsets, subset_size: of the kernel distance; the size is at most that of the smaller
+            set.
+        splits: of the Inception Score.
+        seed: of the subsets of the kernel distance and of the extrapolation.
+        progress: whether progress bars are shown.
+
+    Example:
+
+    ```python
+    evaluator = evaluation.Evaluator(evaluation.open_extractor("inception"))
+    result = evaluator.evaluate("npz:samples.npz", "tfds:cifar10:train")
+    print(result)
+    result.write_json("evaluation.json")
+    ```
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        metrics: Sequence[str] | None = None,
+        *,
+        cache: str | os.PathLike | None = None,
+        batch_size: int = 64,
+        k: int = 3,
+        num_subsets: int = 100,
+        subset_size: int = 1000,
+        splits: int = 10,
+        seed: int = 0,
+        progress: bool = True,
+    ):
+        unknown = [name for name in metrics or () if name not in METRICS]
+        if unknown or metrics is not None and len(metrics) == 0:
+            raise ValueError(
+                f"`metrics` must be names among {', '.join(METRICS)}. Received: metrics={metrics!r}"
+            )
+        if "inception_score" in (metrics or ()) and not extractor.num_logits:
+            raise ValueError(
+                "The Inception Score needs an extractor with logits: choose another one, or leave "
+                f"the metric out. Received: extractor={extractor.name!r}, without logits"
+            )
+        self.extractor, self.metrics = extractor, metrics
+        self.cache, self.batch_size, self.progress = cache, batch_size, progress
+        self.k, self.num_subsets, self.subset_size = k, num_subsets, subset_size
+        self.splits, self.seed = splits, seed
+        self._reference: tuple[str, Features, FeatureStatistics] | None = None
+
+    def evaluate(
+        self,
+        generated: ImageSet | str | np.ndarray,
+        reference: ImageSet | FeatureStatistics | str | np.ndarray,
+    ) -> Result:
+        """Returns the metrics of `generated` against `reference`.
+
+        Args:
+            generated: an image set; or the name of a data source ("npz:PATH", "folder:PATH",
+                "tfds:NAME:SPLIT"), or a uint8 array (N, H, W, C), as for `SourceImages`.
+            reference: the same; or statistics, a `FeatureStatistics` or "statistics:PATH", with
+                which only the Frechet distance can be had.
+
+        Raises:
+            ValueError: if a set cannot be read, has fewer than two images, or is too small for a
+                metric; or if the statistics are those of another extractor.
+
+        Warns:
+            UserWarning: if a set is so small that the Frechet distance is biased.
+        """
+        generated, reference = as_images(generated), as_reference(reference)
+        for side, images in (("generated", generated), ("reference", reference)):
+            if isinstance(images, ImageSet) and len(images) < 2:
+                raise ValueError(
+                    f"A set needs at least two images, or it has no covariance. Received: {side} "
+                    f"images {images.name!r} with {len(images)}"
+                )
+        names = self._names(reference)
+        if isinstance(reference, FeatureStatistics):
+            self._check_statistics(reference)
+            theirs, statistics = None, reference
+        else:
+            theirs, statistics = self._extract_reference(reference)
+        ours = self._extract(generated)
+
+        counts = [len(ours.features), statistics.count]
+        settings: dict[str, object] = {}
+        metrics: dict[str, float] = {}
+        if "frechet_distance" in names:
+            metrics["frechet_distance"] = frechet_distance(statistics, ours.features)
+        if "frechet_distance_infinity" in names:
+            value, error = frechet_distance_infinity(statistics, ours.features, seed=self.seed)
+            metrics["frechet_distance_infinity"] = value
+            metrics["frechet_distance_infinity_error"] = error
+        if "kernel_distance" in names:
+            size = min(self.subset_size, *counts)
+            settings |= {"num_subsets": self.num_subsets, "subset_size": size}
+            metrics["kernel_distance"], metrics["kernel_distance_std"] = kernel_distance(
+                theirs.features, ours.features, self.num_subsets, size, self.seed
+            )
+        if "inception_score" in names:
+            settings["splits"] = self.splits
+            metrics["inception_score"], metrics["inception_score_std"] = inception_score(
+                ours.logits, self.splits
+            )
+        if "precision_recall" in names:
+            settings["k"] = self.k
+            metrics["precision"], metrics["recall"] = precision_recall(
+                theirs.features, ours.features, self.k
+            )
+        return Result(
+            {
+                "metrics": metrics,
+                "generated": generated.describe(),
+                "reference": _describe(reference),
+                "extractor": self.extractor.describe(),
+                "settings": {**settings, "seed": self.seed},
+                "notes": _notes(names, counts),
+                "backend": keras.backend.backend(),
+                "keras_cdiff": __version__,
+                "time": now(),
+            }
+        )
+
+    def statistics(self, images: ImageSet | str | np.ndarray) -> FeatureStatistics:
+        """Returns the statistics of a set's features, which `evaluate` takes as a reference.
+
+        `FeatureStatistics.save` writes them to a file that other tools read as well.
+        """
+        images = as_images(images)
+        _, statistics = self._extract_reference(images)
+        statistics.description = {**images.describe(), "extractor": self.extractor.describe()}
+        return statistics
+
+    def _names(self, reference: ImageSet | FeatureStatistics) -> list[str]:
+        """The metrics that are wanted and can be had."""
+        without = ("kernel_distance", "precision_recall")  # they compare single features
+        alone = isinstance(reference, FeatureStatistics)
+        if self.metrics is None:
+            names = [name for name in METRICS if name != "frechet_distance_infinity"]
+            if not self.extractor.num_logits:
+                names.remove("inception_score")
+            return [name for name in names if not (alone and name in without)]
+        if alone and set(self.metrics) & set(without):
+            raise ValueError(
+                "Statistics hold no single features, which the kernel distance, precision and "
+                "recall compare: give the reference's images, or leave these metrics out. "
+                f"Received: metrics={self.metrics!r}, reference statistics"
+            )
+        return list(self.metrics)
+
+    def _extract(self, images: ImageSet) -> Features:
+        return extract(images, self.extractor, self.cache, self.batch_size, self.progress)
+
+    def _extract_reference(self, images: ImageSet) -> tuple[Features, FeatureStatistics]:
+        """The features of the set and their statistics, kept until another reference comes."""
+        digest = images.digest()
+        if self._reference is None or self._reference[0] != digest:
+            features = self._extract(images)
+            self._reference = (digest, features, FeatureStatistics.of(features.features))
+        return self._reference[1:]
+
+    def _check_statistics(self, statistics: FeatureStatistics) -> None:
+        theirs, ours = statistics.description.get("extractor"), self.extractor.describe()
+        if theirs is not None and theirs != ours:
+            raise ValueError(
+                "The reference's statistics were made with another extractor: make them anew, or "
+                f"choose that extractor. Received: statistics of {theirs}, extractor {ours}"
+            )
+        if len(statistics.mean) != self.extractor.feature_width:
+            raise ValueError(
+                "The reference's statistics must have the extractor's "
+                f"{self.extractor.feature_width} features. Received: {len(statistics.mean)}"
+            )
+
+
+def as_images(images: ImageSet | str | np.ndarray) -> ImageSet:
+    """Returns an image set as it is, and anything else as `SourceImages`."""
+    return images if isinstance(images, ImageSet) else SourceImages(images)
+
+
+def as_reference(
+    reference: ImageSet | FeatureStatistics | str | np.ndarray,
+) -> ImageSet | FeatureStatistics:
+    """Returns an image set or statistics for whatever names one."""
+    if isinstance(reference, FeatureStatistics):
+        return reference
+    if isinstance(reference, str) and reference.startswith("statistics:"):
+        path = Path(reference.removeprefix("statistics:"))
+        statistics = FeatureStatistics.load(path)
+        statistics.description = {"images": reference, **statistics.description}
+        return statistics
+    return as_images(reference)
+
+
+def _describe(reference: ImageSet | FeatureStatistics) -> dict:
+    if isinstance(reference, ImageSet):
+        return reference.describe()
+    described = {"images": "statistics", **reference.description, "count": reference.count}
+    described.pop("extractor", None)
+    return described
+
+
+def _notes(names: Sequence[str], counts: Sequence[int | None]) -> list[str]:
+    """What should be known about the numbers; it is also given as warnings."""
+    notes = []
+    known = [count for count in counts if count is not None]
+    if "frechet_distance" in names and min(known) < ENOUGH_SAMPLES:
+        notes.append(
+            f"the Frechet distance of {min(known):,} images is biased upwards: compare it only "
+            f"with others of as many, use at least {ENOUGH_SAMPLES:,}, or ask for "
+            "frechet_distance_infinity"
+        )
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
+    if len(known) < len(counts):
+        notes.append("the number of images behind the reference's statistics is not known")
+    return notes

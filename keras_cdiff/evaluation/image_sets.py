@@ -1,0 +1,261 @@
+"""Sets of images to be compared: those of a data source, and those that a model draws."""
+
+import abc
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+
+import keras
+import numpy as np
+
+from keras_cdiff.data import (
+    ArraySource,
+    Source,
+    open_source,
+    prepare_image,
+    to_channels,
+    to_uint8,
+)
+from keras_cdiff.samplers import Guidance, Sampler, default_sampler, sample
+
+
+class ImageSet(abc.ABC):
+    """A finite sequence of images, read in order as batches of uint8 (B, H, W, C).
+
+    Attributes:
+        name: what the set is called in results.
+    """
+
+    name: str
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abc.abstractmethod
+    def batches(self, start: int, batch_size: int) -> Iterator[Sequence[np.ndarray]]:
+        """Yields the images from `start` on: uint8 arrays (H, W, C), or one (B, H, W, C)."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict:
+        """Returns what results say about the set, as plain data."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """Returns a sha256 over whatever decides the images, so that features can be reused."""
+
+
+class SourceImages(ImageSet):
+    """The images of a data source, as they are or prepared as for training.
+
+    Args:
+        source: a `keras_cdiff.data.Source`, or its name as for `open_source` ("npz:PATH",
+            "folder:PATH", "tfds:NAME:SPLIT", "emoji"), or a uint8 array (N, H, W, C).
+        image_size: centre-crops and resizes as training does; None leaves the images as they are.
+        channels: 1 averages colours into grey, 3 repeats grey; None leaves grey and RGB as they
+            are. Transparent images are laid on white.
+        num_images: how many from the beginning; None for all.
+        name: what the set is called in results; the source's name by default.
+
+    Raises:
+        ValueError: if the source cannot be read, or has fewer images.
+    """
+
+    def __init__(
+        self,
+        source: Source | str | np.ndarray,
+        image_size: int | None = None,
+        channels: int | None = None,
+        num_images: int | None = None,
+        name: str | None = None,
+    ):
+        if isinstance(source, str):
+            source = open_source(source)
+        elif not isinstance(source, Source):
+            source = ArraySource(name or "array", source)
+        self.source, self.image_size, self.channels = source, image_size, channels
+        self.name = name or source.name
+        self._count = len(source) if num_images is None else num_images
+        if not 1 <= self._count <= len(source):
+            raise ValueError(
+                f"`num_images` must be 1 to {len(source)}, the number of images in "
+                f"{source.name!r}. Received: num_images={num_images}"
+            )
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, start: int, batch_size: int) -> Iterator[Sequence[np.ndarray]]:
+        with ThreadPool(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the lock
+            for first in range(start, self._count, batch_size):
+                yield pool.map(self._read, range(first, min(first + batch_size, self._count)))
+
+    def _read(self, index: int) -> np.ndarray:
+        image = self.source[index]["image"]
+        channels = self.channels or (1 if image.shape[-1] == 1 else 3)
+        if self.image_size is not None:
+            return to_uint8(prepare_image(image, self.image_size, channels))
+        return to_channels(image, channels)
+
+    def labels(self) -> np.ndarray | None:
+        """Returns the labels (N,) of the images, or None."""
+        if not self.source.num_classes:
+            return None
+        return np.array([self.source[i]["label"] for i in range(self._count)], dtype="int32")
+
+    def describe(self) -> dict:
+        return {"images": self.name, "count": self._count, "image_size": self.image_size}
+
+    def digest(self) -> str:
+        parts = (self.source.digest(), self._count, self.image_size, self.channels)
+        return _sha256(repr(parts))
+
+
+class GeneratedImages(ImageSet):
+    """Samples of a model, drawn when they are read; sample i depends on `seed` + i and its label.
+
+    Args:
+        model: a `DiffusionModel` of images with 1 or 3 channels.
+        num_images: number of samples N.
+        sampler: how; by default that of `keras_cdiff.sample`.
+        seed: seed of the first sample, >= 0; the others follow by ones.
+        label: class of all samples, or N classes; None shows the classes in turn, as often each.
+        guidance: scale of the guidance, or a `Guidance`.
+        use_ema: whether the averaged weights are used, if the model keeps an average.
+        batch_size: samples drawn at once.
+        iteration: training steps of the weights, for results; None for those of the model.
+        name: what the set is called in results.
+
+    Raises:
+        ValueError: if the model is one of latents, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        num_images: int,
+        sampler: Sampler | None = None,
+        *,
+        seed: int = 0,
+        label: int | Sequence[int] | None = None,
+        guidance: float | Guidance = 1.0,
+        use_ema: bool = True,
+        batch_size: int = 64,
+        iteration: int | None = None,
+        name: str = "samples",
+    ):
+        channels = model.image_shape[-1]
+        if channels not in (1, 3):
+            raise ValueError(
+                "Images to compare have 1 or 3 channels; latents must be decoded first. "
+                f"Received: a model of {channels} channels"
+            )
+        for argument, value, least in (
+            ("num_images", num_images, 1),
+            ("seed", seed, 0),
+            ("batch_size", batch_size, 1),
+        ):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(
+                    f"`{argument}` must be an integer of at least {least}. "
+                    f"Received: {argument}={value!r}"
+                )
+        if label is None and model.num_classes:
+            label = np.arange(num_images) % model.num_classes
+        if label is not None:
+            label = np.broadcast_to(np.asarray(label), (num_images,))
+        self.model, self.sampler = model, sampler or default_sampler(model)
+        self.seed, self.label, self.guidance = seed, label, Guidance.of(guidance)
+        self.use_ema = use_ema and model.ema_backbone is not None
+        self.batch_size, self._count = batch_size, num_images
+        self.iteration, self.name = iteration, name
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, start: int, batch_size: int) -> Iterator[np.ndarray]:
+        for first in range(start, self._count, self.batch_size):
+            # A whole batch each time: a short one would compile anew.
+            rows = np.arange(first, first + self.batch_size)
+            images = sample(
+                self.model,
+                len(rows),
+                self.sampler,
+                seed=[self.seed + int(row) for row in rows],
+                label=None if self.label is None else self.label[np.minimum(rows, self._count - 1)],
+                guidance=self.guidance,
+                use_ema=self.use_ema,
+                batch_size=self.batch_size,
+                progress=False,
+            )
+            yield to_uint8(images[: self._count - first])
+
+    def describe(self) -> dict:
+        iteration = self.iteration
+        if iteration is None:
+            iteration = int(keras.ops.convert_to_numpy(self.model.iteration))
+        ema = None
+        if self.use_ema:
+            decay, _ = self.model.averages()[0]
+            ema = f"{type(decay).__name__}({_arguments(decay)})"
+        return {
+            "images": self.name,
+            "count": self._count,
+            "image_size": self.model.image_shape[0],
+            "sampler": f"{type(self.sampler).__name__}({_arguments(self.sampler)})",
+            "num_steps": self.sampler.num_steps,
+            "guidance": self.guidance.scale,
+            "guidance_interval": self.guidance.interval,
+            "seeds": [self.seed, self.seed + self._count - 1],
+            "labels": _count_labels(self.label),
+            "ema": ema,
+            "iteration": iteration,
+        }
+
+    def digest(self) -> str:
+        network = self.model.ema_backbone if self.use_ema else self.model.backbone
+        sha = hashlib.sha256()
+        for weight in network.get_weights():
+            sha.update(np.ascontiguousarray(weight).tobytes())
+        unnamed = {k: v for k, v in network.get_config().items() if k not in ("name", "trainable")}
+        config = {
+            "network": unnamed,
+            "guidance": self.guidance.get_config(),
+            **{
+                part: keras.saving.serialize_keras_object(getattr(self.model, part))
+                for part in ("schedule", "parameterization")
+            },
+            "sampler": keras.saving.serialize_keras_object(self.sampler),
+            "seeds": (self.seed, self._count),
+            "labels": None if self.label is None else self.label.tolist(),
+        }
+        return _sha256(sha.hexdigest() + repr(config))
+
+
+def proportional_labels(labels: np.ndarray, num_images: int, seed: int = 0) -> np.ndarray:
+    """Returns labels in the proportions of a data set's, so that distances do not measure those.
+
+    Args:
+        labels: the data set's labels (N,).
+        num_images: how many to return; each class gets its share of them, rounded.
+        seed: of their order.
+    """
+    places = (np.arange(num_images) + 0.5) / num_images * len(labels)
+    return np.random.default_rng(seed).permutation(np.sort(labels)[places.astype(np.int64)])
+
+
+def _count_labels(label: np.ndarray | None) -> dict[str, int] | None:
+    """How often each label occurs."""
+    if label is None:
+        return None
+    values, counts = np.unique(label, return_counts=True)
+    return {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+
+
+def _arguments(part: object) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in part.get_config().items())
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,283 @@
+"""The loss by noise level on levels and noises that stay the same, so that it can be compared."""
+
+import itertools
+import weakref
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_cdiff.curriculum import Clusters
+from keras_cdiff.objectives import Objective
+from keras_cdiff.validation import check_images, check_labels
+
+Tensor = keras.KerasTensor
+
+_loss_functions = weakref.WeakKeyDictionary()  # model -> {options: SampleLosses}
+
+
+class ValidationLoss:
+    """The weighted loss of a model for each cluster of noise levels, on a fixed grid of levels and
+    noises.
+
+    Within cluster c the levels are the quantiles (j + 1/2) / L, j = 0..L-1, of the objective's
+    density restricted to the cluster, and
+
+    loss_c = mean over images i and levels j of w(t_cj) mean (output - target)^2,
+    loss = sum_c m_c loss_c / sum_c m_c,
+
+    m_c being the density's mass of the cluster: an estimate of the training loss on the union of
+    the clusters, whatever interval a curriculum trains at the moment. The noise of (image i,
+    cluster c, level j) is a function of `seed` alone, the same on every backend, so stages and runs
+    that share the arguments differ by their weights and nothing else. An evaluation asks the
+    network about C L N noisy images.
+
+    Args:
+        images: float (N, H, W, C) in [-1, 1], at least two, that training does not see.
+        labels: classes (N,), or None for an unconditional model, or for the null label.
+        clusters: `Clusters` or their edges, ascending, in the native coordinate; what lies outside
+            of the objective's support is cut off. None: the clusters of the model's `cluster_loss`,
+            which are those of its curriculum while it trains.
+        levels_per_cluster: L >= 1.
+        seed: of all noise, >= 0.
+        batch_size: images that the network sees at once; it changes no loss beyond rounding.
+
+    Raises:
+        ValueError: if an argument is not of that kind.
+
+    Example:
+
+    ```python
+    validation_loss = ValidationLoss(held_out, clusters=uniform_clusters(model.schedule, 20))
+    validation_loss(model)["cluster_loss"]
+    ```
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | Sequence[int] | None = None,
+        clusters: Clusters | Sequence[float] | None = None,
+        levels_per_cluster: int = 4,
+        seed: int = 0,
+        batch_size: int = 64,
+    ):
+        images = np.asarray(images)
+        if images.ndim != 4 or len(images) < 2:
+            raise ValueError(
+                "`images` must be an array (N, H, W, C) of at least two images, from whose spread "
+                f"the standard errors come. Received: images of shape {images.shape}"
+            )
+        check_images(images, images.shape[1:])
+        labels = None if labels is None else np.asarray(labels)
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"`labels` must be {len(images)} classes, one an image. "
+                f"Received: labels of shape {labels.shape}"
+            )
+        for name, value, least in (
+            ("levels_per_cluster", levels_per_cluster, 1),
+            ("seed", seed, 0),
+            ("batch_size", batch_size, 1),
+        ):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
+                )
+        if clusters is not None and not isinstance(clusters, Clusters):
+            clusters = Clusters(clusters)
+        self.images, self.labels, self.clusters = images, labels, clusters
+        self.levels_per_cluster = int(levels_per_cluster)
+        self.seed = int(seed)
+        self.batch_size = int(batch_size)
+
+    def __call__(self, model: keras.Model, use_ema: bool = True) -> dict:
+        """Evaluates the loss; the model's metrics, noise streams and interval stay as they are.
+
+        Args:
+            model: a `DiffusionModel`.
+            use_ema: whether the averaged weights answer, if the model keeps an average.
+
+        Returns:
+            A dict of numbers and lists: "loss" and its "standard_error", that of a mean over N
+            random images; for each of the C clusters "cluster_loss", "cluster_standard_error" and
+            "cluster_mass"; the grid they are of, "cluster_edges" (C + 1) and "levels" (C x L);
+            "iteration", "num_images", "seed" and "use_ema".
+
+        Raises:
+            ValueError: if images, labels or clusters do not fit the model.
+        """
+        edges = self.check(model)
+        use_ema = bool(use_ema and model.ema_backbone is not None)
+        levels = middle_levels(model.objective, edges, self.levels_per_cluster)
+        mass = np.diff(cumulative_mass(model.objective, edges))
+        losses = self._losses(model, use_ema, levels).mean(axis=1)  # (C, N)
+        overall = np.average(losses, axis=0, weights=mass)
+        return {
+            "iteration": int(ops.convert_to_numpy(model.iteration)),
+            "use_ema": use_ema,
+            "num_images": len(self.images),
+            "seed": self.seed,
+            "loss": float(overall.mean()),
+            "standard_error": float(_standard_error(overall)),
+            "cluster_loss": losses.mean(axis=1).tolist(),
+            "cluster_standard_error": _standard_error(losses).tolist(),
+            "cluster_mass": mass.tolist(),
+            "cluster_edges": edges.tolist(),
+            "levels": levels.tolist(),
+        }
+
+    def check(self, model: keras.Model) -> np.ndarray:
+        """Checks that images, labels and clusters fit a model.
+
+        Returns:
+            The edges of the clusters, float64 (C + 1,), within the objective's support.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        if self.images.shape[1:] != model.image_shape:
+            raise ValueError(
+                f"`images` must be of the model's shape, {model.image_shape}. "
+                f"Received: images of shape {self.images.shape}"
+            )
+        if self.labels is not None:
+            check_labels(self.labels, model.num_classes)
+        clusters = Clusters(model.cluster_loss.edges) if self.clusters is None else self.clusters
+        return _within(clusters.edges, model.objective, model.schedule.coordinate)
+
+    def _losses(self, model: keras.Model, use_ema: bool, levels: np.ndarray) -> np.ndarray:
+        """Returns the loss of each cluster, level and image, (C, L, N), in float64."""
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()  # within fit() on JAX the weights are not on the model
+        evaluate = loss_function(model, use_ema)
+        shape = (*levels.shape, len(self.images))
+        losses = np.empty(np.prod(shape))
+        size = min(self.batch_size, len(losses))
+        labels = self.labels
+        if labels is None and model.num_classes:
+            labels = np.full(len(self.images), model.num_classes)
+        for start in range(0, len(losses), size):
+            # The last batch repeats its last sample, so that nothing compiles again.
+            rows = np.minimum(np.arange(start, start + size), len(losses) - 1)
+            cluster, level, image = np.unravel_index(rows, shape)
+            inputs = {
+                "image": self.images[image].astype("float32"),
+                "level": levels[cluster, level],
+                "noise": np.stack(list(map(self._noise, cluster, level, image))),
+            }
+            if labels is not None:
+                inputs["label"] = labels[image].astype("int32")
+            losses[rows] = evaluate.predict_on_batch(inputs)
+        return losses.reshape(shape)
+
+    def _noise(self, cluster: int, level: int, image: int) -> np.ndarray:
+        # The counter's first word counts the numbers drawn, the others tell the streams apart.
+        counter = [0, int(level), int(cluster), int(image)]
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
+        return generator.standard_normal(self.images.shape[1:], dtype="float32")
+
+
+class SampleLosses(keras.Model):
+    """Runs `model.sample_losses` on given noise as Keras runs `predict`.
+
+    It tracks the one network that is asked, whose weights it shares, and not the model; see
+    `keras_cdiff.samplers.estimator.Estimator`.
+    """
+
+    def __init__(self, model: keras.Model, use_ema: bool):
+        # Noise levels must arrive in float32 under every policy; the network keeps its own.
+        super().__init__(dtype="float32", autocast=False)
+        self.network = model.ema_backbone if use_ema else model.backbone
+        self.model = weakref.ref(model)
+        self.jit_compile = model.jit_compile
+        self.run_eagerly = model.run_eagerly
+        self.built = True
+
+    def call(self, inputs: dict) -> Tensor:
+        model = self.model()
+        image, level, noise = inputs["image"], inputs["level"], inputs["noise"]
+        noisy = model.add_noise(image, noise, level)
+        condition = {"label": inputs.get("label")}
+        output = model.ask(self.network, noisy, level, condition, training=False)
+        return model.sample_losses(image, level, noise, output)
+
+
+def loss_function(model: keras.Model, use_ema: bool) -> SampleLosses:
+    """Returns the loss function of `model`, the same one whenever the same graph is asked for."""
+    options = (use_ema, model.jit_compile, model.run_eagerly)
+    loss_functions = _loss_functions.setdefault(model, {})
+    if options not in loss_functions:
+        loss_functions[options] = SampleLosses(model, use_ema)
+    return loss_functions[options]
+
+
+def middle_levels(objective: Objective, edges: np.ndarray, count: int) -> np.ndarray:
+    """Returns the levels in the middle of equally probable parts of each cluster.
+
+    Args:
+        objective: an `Objective`.
+        edges: the C + 1 edges of the clusters, within the objective's support.
+        count: parts of a cluster, L.
+
+    Returns:
+        float32 array (C, L), ascending; whole timesteps where levels are timesteps.
+    """
+    middles = ops.convert_to_tensor((np.arange(count) + 0.5) / count, dtype="float32")
+    intervals = [ops.convert_to_tensor(i, "float32") for i in itertools.pairwise(edges)]
+    return np.stack([ops.convert_to_numpy(objective.draw(middles, i)) for i in intervals])
+
+
+def cumulative_mass(objective: Objective, levels: np.ndarray) -> np.ndarray:
+    """Returns the probability with which an objective draws a level below each of `levels`.
+
+    F(t), as the inverse of `host_quantile` by bisection: the middle of all p whose quantile is t,
+    which for timesteps, whose quantiles are rounded, is t / T.
+
+    Args:
+        objective: an `Objective`.
+        levels: array in the native coordinate, within the objective's support.
+
+    Returns:
+        float64 array in the shape of `levels`, in [0, 1].
+    """
+    levels = np.asarray(levels, dtype=np.float64)
+
+    def first(reached: np.ufunc) -> np.ndarray:
+        low, high = np.zeros(levels.shape), np.ones(levels.shape)
+        for _ in range(64):
+            middle = (low + high) / 2.0
+            beyond = reached(objective.host_quantile(middle), levels)
+            low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+        return high
+
+    mass = (first(np.greater_equal) + first(np.greater)) / 2.0
+    lowest, highest = objective.support
+    return np.where(levels <= lowest, 0.0, np.where(levels >= highest, 1.0, mass))
+
+
+def _within(edges: np.ndarray, objective: Objective, coordinate: str) -> np.ndarray:
+    """Returns the edges, the outer two cut off where no level is drawn."""
+    low, high = objective.support
+    inside = np.clip(edges, low, high)
+    timesteps = coordinate == "timestep"
+    ascending = bool(np.all(np.diff(inside) > 0.0))
+    if not ascending or (timesteps and not np.array_equal(np.round(inside), edges)):
+        kind = "whole timesteps" if timesteps else "noise levels"
+        raise ValueError(
+            f"The edges of the clusters must be {kind} within [{low:g}, {high:g}], which the "
+            f"model's objective draws. Received: edges={edges.tolist()}"
+        )
+    if not np.diff(cumulative_mass(objective, inside[[0, -1]])) > 0.0:
+        raise ValueError(
+            "The clusters must hold levels that the model's objective draws at times: widen them. "
+            f"Received: edges={edges.tolist()}"
+        )
+    return inside
+
+
+def _standard_error(losses: np.ndarray) -> np.ndarray:
+    """Returns the standard error of the mean over the last axis, that of the images."""
+    with np.errstate(invalid="ignore"):  # the loss of a run that diverged may be infinite
+        return losses.std(axis=-1, ddof=1) / np.sqrt(losses.shape[-1])

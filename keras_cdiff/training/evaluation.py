@@ -1,0 +1,162 @@
+"""Evaluation of a run's model: of its samples and its loss while it trains, and afterwards."""
+
+import keras
+import numpy as np
+
+from keras_cdiff.data import Source, open_source, prepare_image
+from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.evaluation import (
+    EvaluationCallback,
+    Evaluator,
+    GeneratedImages,
+    Result,
+    SourceImages,
+    ValidationLoss,
+    ValidationLossCallback,
+    open_extractor,
+    proportional_labels,
+)
+from keras_cdiff.samplers import Sampler
+from keras_cdiff.tensorboard import TensorBoardWriter
+from keras_cdiff.training.generation import sampling
+from keras_cdiff.training.workdir import Workdir
+
+
+def evaluate_model(
+    model: DiffusionModel,
+    config: dict,
+    evaluator: Evaluator,
+    reference: str | None = None,
+    *,
+    num_samples: int = 10_000,
+    seed: int = 0,
+    sampler: str | None = None,
+    num_steps: int | None = None,
+    guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    use_ema: bool = True,
+    batch_size: int = 64,
+) -> Result:
+    """Returns the metrics of a model's samples against a reference.
+
+    The reference's images are prepared as training prepares them: at the model's size and number of
+    channels. Where they have the model's classes, samples are drawn in their proportions, else of
+    all classes in turn.
+
+    Args:
+        model: the trained model.
+        config: its configuration, whose data, sampler, steps and guidance are the defaults.
+        evaluator: what compares.
+        reference: name of a data source, or "statistics:PATH"; None for the training data.
+        num_samples: N.
+        seed: sample i has the seed `seed` + i.
+        sampler, num_steps, guidance, guidance_interval, use_ema, batch_size: as for `generate`.
+
+    Raises:
+        ValueError: if an argument is out of its range or does not fit the model, or the reference
+            cannot be read.
+    """
+    size, _, channels = model.image_shape
+    reference, label = reference or config["data"], None
+    if not reference.startswith("statistics:"):
+        reference = SourceImages(open_source(reference), size, channels)
+        label = _labels_like(model, reference, num_samples, seed)
+    options = sampling(
+        model,
+        config,
+        num_samples,
+        sampler=sampler,
+        num_steps=num_steps,
+        label=label,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+    )
+    generated = GeneratedImages(
+        model,
+        num_samples,
+        **options,
+        seed=seed,
+        use_ema=use_ema,
+        batch_size=batch_size,
+        iteration=int(keras.ops.convert_to_numpy(model.iteration)),
+        name=config["preset"],
+    )
+    return evaluator.evaluate(generated, reference)
+
+
+def evaluation_callbacks(
+    model: DiffusionModel,
+    config: dict,
+    source: Source,
+    sampler: Sampler,
+    workdir: Workdir,
+    tensorboard: TensorBoardWriter,
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that evaluate a run while it trains, as its configuration asks for.
+
+    Args:
+        model: the model that is trained.
+        config: the resolved configuration.
+        source: the training data, the reference for samples.
+        sampler: how samples are drawn.
+        workdir: the run's folder.
+        tensorboard: the run's events.
+
+    Raises:
+        ValueError: if the extractor cannot be opened, or the validation data does not fit the
+            model.
+    """
+    callbacks = []
+    size, _, channels = model.image_shape
+    if config.get("evaluation"):
+        settings, count = config["evaluation"], config["evaluation"]["num_samples"]
+        reference = SourceImages(source, size, channels)
+        callbacks.append(
+            EvaluationCallback(
+                Evaluator(open_extractor(settings["extractor"]), progress=False),
+                reference,
+                settings["every"],
+                count,
+                sampler,
+                label=_labels_like(model, reference, count),
+                guidance=config["sampling"]["guidance"] if model.num_classes else 1.0,
+                path=workdir.evaluation_file,
+                tensorboard=tensorboard,
+            )
+        )
+    if config.get("validation"):
+        settings = config["validation"]
+        images, labels = _held_out(settings["data"], settings["num_images"], model)
+        validation_loss = ValidationLoss(images, labels)
+        validation_loss.check(model)
+        callbacks.append(
+            ValidationLossCallback(
+                validation_loss,
+                settings["every"],
+                path=workdir.validation_file,
+                tensorboard=tensorboard,
+            )
+        )
+    return callbacks
+
+
+def _labels_like(
+    model: DiffusionModel, reference: SourceImages, num_samples: int, seed: int = 0
+) -> np.ndarray | None:
+    """Labels in the reference's proportions, if it has the model's classes."""
+    if not model.num_classes or reference.source.num_classes != model.num_classes:
+        return None
+    return proportional_labels(reference.labels(), num_samples, seed)
+
+
+def _held_out(
+    data: str, num_images: int, model: DiffusionModel
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Up to `num_images` images of a source at even distances, prepared as training does."""
+    source = open_source(data)
+    size, _, channels = model.image_shape
+    places = np.unique(np.linspace(0, len(source) - 1, num_images).round().astype(int))
+    examples = [source[int(place)] for place in places]
+    images = np.stack([prepare_image(example["image"], size, channels) for example in examples])
+    labelled = model.num_classes and source.num_classes
+    return images, np.array([e["label"] for e in examples]) if labelled else None

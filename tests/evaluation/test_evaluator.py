@@ -1,0 +1,227 @@
+"""Two sets of images and an extractor make numbers, once, and say what they depend on."""
+
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_cdiff import evaluation
+from keras_cdiff.evaluation import evaluator as evaluator_module
+from keras_cdiff.evaluation.extraction import extract
+from keras_cdiff.evaluation.features import from_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:the Frechet distance of")
+
+
+@pytest.fixture
+def make(extractor):
+    """A function: options -> an evaluator with the small extractor."""
+
+    def make_evaluator(*arguments, **options):
+        small = {"num_subsets": 5, "subset_size": 20, "splits": 4, "progress": False}
+        return evaluation.Evaluator(extractor, *arguments, **{**small, **options})
+
+    return make_evaluator
+
+
+def test_the_metrics_are_those_of_the_features(make, extractor, photos):
+    ours, theirs = photos(40, 1, 140), photos(50)
+    result = make().evaluate(ours, theirs)
+    features, logits = extractor(ours)
+    reference, _ = extractor(theirs)
+    kernel = evaluation.kernel_distance(reference, features, 5, 20, seed=0)
+    score = evaluation.inception_score(logits, 4)
+    precision_recall = evaluation.precision_recall(reference, features, 3)
+    assert result.metrics == pytest.approx(
+        {
+            "frechet_distance": evaluation.frechet_distance(reference, features),
+            **dict(zip(("kernel_distance", "kernel_distance_std"), kernel, strict=True)),
+            **dict(zip(("inception_score", "inception_score_std"), score, strict=True)),
+            **dict(zip(("precision", "recall"), precision_recall, strict=True)),
+        },
+        rel=1e-9,
+    )
+    record = result.record
+    assert record["generated"]["count"] == 40
+    assert record["reference"]["count"] == 50
+    assert record["extractor"]["name"] == "quadrants"
+    assert record["settings"] == {
+        **{"num_subsets": 5, "subset_size": 20, "splits": 4, "k": 3, "seed": 0},
+    }
+
+
+def test_the_batch_size_changes_no_digit(make, photos):
+    expected = make(batch_size=40).evaluate(photos(40, 1), photos(40)).metrics
+    for batch_size in (1, 7, 64):
+        metrics = make(batch_size=batch_size).evaluate(photos(40, 1), photos(40)).metrics
+        assert metrics == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_set_is_at_no_distance_from_itself(make, photos):
+    metrics = make().evaluate(photos(), photos()).metrics
+    assert metrics["frechet_distance"] == pytest.approx(0, abs=1e-9)
+    assert (metrics["precision"], metrics["recall"]) == (1.0, 1.0)
+
+
+def test_a_small_set_is_told_to_be_biased(make, photos, monkeypatch):
+    with pytest.warns(UserWarning, match="of 30 images is biased upwards.*distance_infinity"):
+        result = make(["frechet_distance"]).evaluate(photos(30), photos(40))
+    assert "biased" in str(result)
+    monkeypatch.setattr(evaluator_module, "ENOUGH_SAMPLES", 30)
+    assert make().evaluate(photos(30), photos(40)).record["notes"] == []
+
+
+def test_the_extrapolation_has_a_name(make, photos):
+    metrics = make(["frechet_distance_infinity"]).evaluate(photos(200, 1), photos(200)).metrics
+    assert sorted(metrics) == ["frechet_distance_infinity", "frechet_distance_infinity_error"]
+
+
+def test_an_extractor_without_logits_gives_no_inception_score(photos):
+    images = keras.Input((8, 8, 3))
+    model = keras.Model(images, keras.layers.GlobalAveragePooling2D()(images))
+    options = {"num_subsets": 2, "subset_size": 5, "progress": False}
+    metrics = evaluation.Evaluator(from_model(model), **options).evaluate(photos(), photos(9))
+    assert "inception_score" not in metrics.metrics
+    with pytest.raises(ValueError, match="without logits"):
+        evaluation.Evaluator(from_model(model), ["inception_score"])
+
+
+def test_statistics_are_a_reference(make, photos, tmp_path, extractor):
+    evaluator = make()
+    evaluator.statistics(photos(50)).save(tmp_path / "photos.npz")
+    reference = f"statistics:{tmp_path / 'photos.npz'}"
+    result = evaluator.evaluate(photos(40, 1), reference)
+    full = evaluator.evaluate(photos(40, 1), photos(50)).metrics
+    names = ("frechet_distance", "inception_score", "inception_score_std")
+    assert result.metrics == pytest.approx({name: full[name] for name in names}, rel=1e-9)
+    assert result.record["reference"]["count"] == 50
+    with pytest.raises(ValueError, match="hold no single features"):
+        make(["precision_recall"]).evaluate(photos(), reference)
+
+    other = evaluation.Evaluator(from_model(keras.Sequential([keras.layers.Flatten()]), "flat", 2))
+    with pytest.raises(ValueError, match="made with another extractor"):
+        other.evaluate(photos(), reference)
+
+
+def test_statistics_of_other_tools_are_taken_if_they_fit(make, photos, tmp_path, extractor):
+    features, _ = extractor(photos(50))
+    sigma = np.cov(features, rowvar=False)
+    np.savez(tmp_path / "foreign.npz", mu=features.mean(0, dtype=np.float64), sigma=sigma)
+    result = make(["frechet_distance"]).evaluate(
+        photos(40, 1), f"statistics:{tmp_path / 'foreign.npz'}"
+    )
+    expected = make(["frechet_distance"]).evaluate(photos(40, 1), photos(50))
+    assert result.metrics == pytest.approx(expected.metrics, rel=1e-6)
+    assert any("not known" in note for note in result.record["notes"])
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(13), sigma=np.eye(13))
+    with pytest.raises(ValueError, match="12 features. Received: 13"):
+        make().evaluate(photos(), f"statistics:{tmp_path / 'wide.npz'}")
+
+
+class Counted:
+    """An extractor that counts the images it sees, and breaks off when it is told to."""
+
+    def __init__(self, extractor, stop_after=None):
+        self.extractor, self.seen, self.stop_after = extractor, 0, stop_after
+
+    def __getattr__(self, name):
+        return getattr(self.extractor, name)
+
+    def __call__(self, images):
+        if self.stop_after is not None and self.seen >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seen += len(images)
+        return self.extractor(images)
+
+
+def test_the_reference_is_extracted_once(extractor, photos):
+    counted = Counted(extractor)
+    evaluator = evaluation.Evaluator(counted, ["frechet_distance"], progress=False)
+    for seed in (1, 2, 3):
+        evaluator.evaluate(photos(10, seed), photos(50))
+    assert counted.seen == 50 + 3 * 10
+
+
+def test_cached_features_are_not_extracted_again(extractor, photos, tmp_path):
+    results = []
+    for expected in (90, 0):
+        counted = Counted(extractor)
+        options = {"num_subsets": 2, "subset_size": 9, "progress": False}
+        evaluator = evaluation.Evaluator(counted, cache=tmp_path, **options)
+        results.append(evaluator.evaluate(photos(40, 1), photos(50)).metrics)
+        assert counted.seen == expected
+    assert results[0] == results[1]
+    counted = Counted(extractor)  # other images, other features
+    evaluation.Evaluator(counted, cache=tmp_path, **options).evaluate(photos(40, 2), photos(50))
+    assert counted.seen == 40
+
+
+@pytest.mark.parametrize("stop_after", [0, 32, 66])
+def test_an_interrupted_extraction_goes_on(extractor, photos, tmp_path, stop_after):
+    images = evaluation.SourceImages(photos(70))
+    expected = extract(images, extractor, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        extract(images, Counted(extractor, stop_after), tmp_path, batch_size=2, progress=False)
+    counted = Counted(extractor)
+    found = extract(images, counted, tmp_path, batch_size=2, progress=False)
+    assert counted.seen == 70 - stop_after // 32 * 32  # what was noted, every 16 batches
+    np.testing.assert_array_equal(found.features, expected.features)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("progress.json", '{"done": 1'), ("features.npy", "no array")]
+)
+def test_damaged_features_are_found(extractor, photos, tmp_path, name, text):
+    images = evaluation.SourceImages(photos())
+    extract(images, extractor, tmp_path, progress=False)
+    (folder,) = tmp_path.iterdir()
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=r"damaged: remove the folder\. Received: folder="):
+        extract(images, extractor, tmp_path, progress=False)
+
+
+def test_images_of_several_sizes_are_resized_one_by_one(extractor, photos):
+    class Mixed(evaluation.SourceImages):
+        def _read(self, index):
+            image = super()._read(index)
+            return image.repeat(2, axis=0).repeat(2, axis=1) if index % 2 else image
+
+    plain = extract(evaluation.SourceImages(photos(6)), extractor, progress=False)
+    mixed = extract(Mixed(photos(6)), extractor, progress=False)
+    np.testing.assert_array_equal(mixed.features[::2], plain.features[::2])
+    np.testing.assert_allclose(mixed.features[1::2], plain.features[1::2], atol=2)
+
+
+def test_results_are_written(make, photos, tmp_path):
+    result = make().evaluate(photos(), photos(50))
+    record, table = result.write(tmp_path / "new")
+    assert json.loads(record.read_text()) == json.loads(json.dumps(result.record))
+    make(["frechet_distance"]).evaluate(photos(), photos(50)).append_csv(table)
+    with open(table, newline="") as file:
+        first, second = csv.DictReader(file)
+    assert float(first["frechet_distance"]) == result.metrics["frechet_distance"]
+    assert float(first["recall"]) == result.metrics["recall"]
+    assert second["recall"] == ""
+    assert (first["extractor"], first["resize"], first["num_reference"]) == (
+        *("quadrants", "clean", "50"),
+    )
+    table.write_text("other,columns\n1,2\n")
+    with pytest.raises(ValueError, match="begins 'other,columns"):
+        result.append_csv(table)
+    assert table.read_text() == "other,columns\n1,2\n"
+
+
+@pytest.mark.parametrize("side", ["generated", "reference"])
+def test_a_single_image_is_refused(make, photos, side):
+    sets = {"generated": photos(), "reference": photos(), side: photos(1)}
+    with pytest.raises(ValueError, match=f"at least two images.*Received: {side} images"):
+        make().evaluate(**sets)
+
+
+@pytest.mark.parametrize("metrics", [["fid"], []])
+def test_unknown_metrics_are_refused(make, metrics):
+    with pytest.raises(ValueError, match=r"names among frechet_distance.*Received: metrics="):
+        make(metrics)
