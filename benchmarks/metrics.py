@@ -4,7 +4,7 @@ Every measurement has its own process. The time is that of the metric alone, not
 memory is what the process needed at its peak beyond what it needed after the imports, the features
 included. Here they are memory maps of the .npy files; the peers are given arrays, read before the
 clock starts. torch-fidelity's precision and recall are those of its low-memory mode: the other one
-keeps all distances, 40 GB for 50,000 images.
+keeps whole matrices of distances, 10 GB each for 50,000 images.
 
     pip install clean-fid torch-fidelity torchvision    # the peers
     python benchmarks/metrics.py                        # or --num_images=2000 --width=256

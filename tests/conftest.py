@@ -104,3 +104,13 @@ def read_events():
         return EventAccumulator(str(workdir / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
 
     return read
+
+
+@pytest.fixture(scope="session")
+def extractor_file(tmp_path_factory):
+    """A saved Keras model: the means of four quadrants of an 8 x 8 image, 12 features."""
+    path = tmp_path_factory.mktemp("extractor") / "extractor.keras"
+    pixels = keras.Input((8, 8, 3))
+    features = keras.layers.Flatten()(keras.layers.AveragePooling2D(4)(pixels))
+    keras.Model(pixels, features, name="quadrants").save(path)
+    return path

@@ -113,9 +113,10 @@ def squared_distances(
 def float16_squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Returns squared distances as a tile (n, m), rounded as guided-diffusion's evaluator does.
 
-    Features, norms, products and each sum are rounded to float16; if one of the distances is then
-    not finite, the whole tile is float32's. Rounding a float32 result gives what float16 arithmetic
-    gives.
+    Features, their squares, norms, products and both sums of |x|^2 - 2 x . y + |y|^2 are rounded to
+    float16; if one of the distances is then not finite, the whole tile is float32's. Norms and
+    products are added up in float32 and rounded once, as GPUs do: in what order, and how precisely,
+    TensorFlow adds up a norm in float16 depends on the machine.
 
     Args:
         x: (n, D).

@@ -17,7 +17,7 @@ from keras_cdiff.evaluation.folded_convolutions import FoldedConvolutions
 Tensor = keras.KerasTensor
 
 # The 2015 graph computes (x - 128) / 128. pytorch-fid computes 2 x / 255 - 1 instead, which puts
-# white at 1 and not at 127 / 128; its distances differ in the third digit or so.
+# white at 1 and not at 127 / 128: its distances are not quite those of the graph.
 INCEPTION_INPUT = {"image_size": (299, 299), "scale": 1 / 128, "offset": -1.0}
 
 
@@ -27,8 +27,8 @@ def inception_network(
     """Returns the network, and the entries of the state dict that it took.
 
     Its batch normalisations (epsilon 1e-3) are folded into the convolutions. Its 1008 logits leave
-    out the bias, as those of all Inception Scores do since Salimans et al., "Improved Techniques
-    for Training GANs" (2016).
+    out the bias, as Inception Scores do since the code of Salimans et al., "Improved Techniques for
+    Training GANs" (2016).
 
     Args:
         state_dict: PyTorch's names ("Conv2d_1a_3x3.conv.weight", "Conv2d_1a_3x3.bn.running_mean",

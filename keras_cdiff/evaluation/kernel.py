@@ -4,7 +4,8 @@ import numpy as np
 
 from keras_cdiff.evaluation.checks import block_rows, check_count, check_pair
 
-_PIECE = 2**15  # numbers
+_STRIP_ROWS = 1024
+_PIECE_ROWS = 32
 
 
 def kernel_distance(
@@ -77,28 +78,36 @@ def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
     dtype = np.result_type(x, y, np.float32)
     x, y = (np.ascontiguousarray(features, dtype) for features in (x, y))
     n, m = len(x), len(y)
-    within_x = (_kernel_sum(x, x) - _diagonal_sum(x)) / (n * (n - 1))
-    within_y = (_kernel_sum(y, y) - _diagonal_sum(y)) / (m * (m - 1))
-    return float(within_x + within_y - 2 * _kernel_sum(x, y) / (n * m))
+    within = _sum_within(x) / (n * (n - 1)) + _sum_within(y) / (m * (m - 1))
+    return within - 2 * _sum_between(x, y) / (n * m)
 
 
-def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
-    """The sum of the kernel over all pairs. Of a product x x^T BLAS computes half."""
-    total, rows = 0.0, block_rows(len(y))
-    for start in range(0, len(x), rows):
-        total += _sum_of_cubes(x[start : start + rows] @ y.T, x.shape[1])
+def _sum_between(x: np.ndarray, y: np.ndarray) -> float:
+    """The sum of k(x_i, y_j)."""
+    return sum(
+        _sum_of_cubes(x[start : start + _STRIP_ROWS] @ y.T, x.shape[1])
+        for start in range(0, len(x), _STRIP_ROWS)
+    )
+
+
+def _sum_within(x: np.ndarray) -> float:
+    """The sum of k(x_i, x_j) over i != j, from the products on one side of the diagonal."""
+    total = 0.0
+    for start in range(0, len(x), _STRIP_ROWS):
+        products = x[start : start + _STRIP_ROWS] @ x[start:].T  # BLAS computes half of x x^T
+        for row in range(0, len(products), _PIECE_ROWS):
+            piece = products[row : row + _PIECE_ROWS, row:]
+            square, right = np.split(piece, [len(piece)], axis=1)
+            for part, times in ((right, 2), (square, 1), (square.diagonal()[None], -1)):
+                total += times * _sum_of_cubes(part, x.shape[1])
     return total
-
-
-def _diagonal_sum(x: np.ndarray) -> float:
-    return _sum_of_cubes(np.einsum("nd,nd->n", x, x), x.shape[1])
 
 
 def _sum_of_cubes(products: np.ndarray, width: int) -> float:
     """The sum of (product / D + 1)^3 in float64, in pieces that stay in the cache."""
-    products, total = products.ravel(), 0.0
-    for start in range(0, products.size, _PIECE):
-        base = products[start : start + _PIECE].astype(np.float64)
+    total, rows = 0.0, block_rows(max(1, products.shape[1]), 2**15)
+    for start in range(0, len(products), rows):
+        base = products[start : start + rows].astype(np.float64)
         base /= width
         base += 1.0
         cube = base * base

@@ -19,11 +19,10 @@ from keras_cdiff.evaluation.distances import (
 
 CONVENTIONS = ("exact", "adm")
 
-_TILE = 4096  # rows and columns of a tile: 64 MiB
+_TILE = 1024  # rows and columns of a tile: 4 MiB, which stay in the cache
 _ADM_TILE = 10_000  # guided-diffusion's, which decides in which type its distances are computed
 _BALLS = 1024  # whose exact radii are found together
-_MAX_OPEN = 2**20  # open pairs that are kept before they are decided
-_PAIRS = 2**14  # that are decided together
+_MAX_OPEN = 2**20  # pairs kept open before they are decided
 
 
 def precision_recall(
@@ -36,7 +35,7 @@ def precision_recall(
     generated points in the manifold of the real ones, recall the share of the real points in the
     manifold of the generated ones. The surface of a ball belongs to it.
 
-    Beyond the features it needs some hundred MB, whatever N and M.
+    Beyond the features it needs some ten MB, for "adm" some hundred, whatever N and M.
 
     Args:
         real: features (N, D), a memory map for instance.
@@ -118,12 +117,14 @@ class _Manifold:
         pairs = np.concatenate([np.empty((0, 2), np.int64), *self._open])
         self._open = []
         pairs = pairs[~self._inside[pairs[:, 0]]]
-        # The first pair of every point, then the second ones: many are inside by then.
+        # In rounds: each point's first pair, its second, two more, four more. A point on many balls
+        # is then inside before all of them are measured.
         pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
         place = np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0])
-        pairs = pairs[np.argsort(place, kind="stable")]
-        for some in slices(len(pairs), _PAIRS):
-            point, ball = pairs[some][~self._inside[pairs[some, 0]]].T
+        rounds = np.frexp(place)[1]
+        for number in np.unique(rounds):
+            some = pairs[rounds == number]
+            point, ball = some[~self._inside[some[:, 0]]].T
             self._find_exact_radii(np.unique(ball))
             squared = self._points.exact(point, self._centres, ball)
             self._inside[point[squared <= self._exact_squared_radii[ball]]] = True

@@ -68,7 +68,7 @@ def random_weights():
             if name.endswith("running_var"):
                 values = rng.uniform(0.5, 2, shape)
             elif name.endswith("weight") and len(shape) == 1:  # of a batch normalisation
-                values = rng.uniform(0.7, 1.5, shape)
+                values = rng.uniform(0.7, 1.4, shape)
             elif name.endswith("weight"):
                 values = rng.normal(size=shape) * math.sqrt(2 / math.prod(shape[1:]))
             else:

@@ -142,16 +142,17 @@ def test_the_version_is_of_what_the_network_computes(small_model):
 
 
 @pytest.mark.backend_free
-def test_inception_is_that_of_pytorch_fid_on_bytes(fid_inception, run_torch, photos):
-    network, state_dict = fid_inception
-    extractor = inception(state_dict, resize="legacy_tensorflow")
+@pytest.mark.parametrize("mode", MODES)
+def test_inception_sees_what_the_graph_of_2015_sees(monkeypatch, photos, mode):
+    asked = []
+    answer = Pixels(), {"weight": np.ones(1)}
+    monkeypatch.setattr(features, "inception_network", lambda state: asked.append(state) or answer)
+    extractor = inception({"fc.weight": np.ones(1)}, resize=mode)
+    assert asked == [{"fc.weight": np.ones(1)}]
     assert (extractor.name, extractor.image_size) == ("inception", (299, 299))
-    assert (extractor.feature_width, extractor.num_logits) == (2048, 1008)
-    resized = resize_image(photos[0], (299, 299), "legacy_tensorflow")
-    expected = run_torch(network, (resized[None] - 128) / 128)
-    actual, logits = extractor(photos[:1])
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
-    assert logits.shape == (1, 1008)
+    resized = resize_image(photos[0], (299, 299), mode)
+    actual = extractor(photos[:1])[0].reshape(299, 299, 3)
+    np.testing.assert_allclose(actual, (resized - 128) / 128, rtol=0, atol=1e-5)
 
 
 @pytest.mark.backend_free
@@ -164,6 +165,7 @@ def test_mobilenet_v2_from_a_file(torchvision, random_weights, run_torch, photos
     reference.load_state_dict(tensors)
     torch.save(tensors, tmp_path / "weights.pth")
 
+    keras.config.set_dtype_policy("mixed_bfloat16")  # which extractors do not follow
     extractor = open_extractor(f"mobilenet_v2:{tmp_path / 'weights.pth'}@32")
     assert extractor.image_size == (32, 32)
     assert (extractor.feature_width, extractor.num_logits) == (1280, 1000)

@@ -12,7 +12,7 @@ def test_features_and_logits_are_those_of_pytorch_fid(fid_inception, run_torch):
     # 107 pixels leave 2 x 2 positions in the last blocks: every window there meets the border.
     images = np.random.default_rng(0).uniform(-1, 1, (2, 107, 107, 3)).astype("float32")
     expected = run_torch(reference, images)
-    assert 1 < expected.std() < 10  # not all of it zero, and not exploded
+    assert 0.5 < expected.std() < 5  # neither vanished nor exploded
 
     network, taken = inception_network(state_dict)
     assert network.output_shape == [(None, 2048), (None, 1008)]
@@ -21,9 +21,9 @@ def test_features_and_logits_are_those_of_pytorch_fid(fid_inception, run_torch):
     }
     network.jit_compile = keras.backend.backend() == "jax"
     features, logits = network.predict_on_batch(images)
-    np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4 * expected.std())
+    np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4)
     # Inception Scores leave the bias out.
-    np.testing.assert_allclose(logits, expected @ state_dict["fc.weight"].T, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(logits, expected @ state_dict["fc.weight"].T, rtol=0, atol=1e-4)
 
 
 @pytest.mark.backend_free

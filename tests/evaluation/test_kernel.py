@@ -63,7 +63,9 @@ def test_strips_do_not_matter(golden, monkeypatch):
         golden("metrics")[f"in/{name}"].astype(np.float64) for name in ("ref", "gen")
     )
     expected = squared_mmd(real, generated)
-    monkeypatch.setattr("keras_cdiff.evaluation.kernel.block_rows", lambda width: 77)
+    monkeypatch.setattr("keras_cdiff.evaluation.kernel._STRIP_ROWS", 77)
+    monkeypatch.setattr("keras_cdiff.evaluation.kernel._PIECE_ROWS", 9)
+    monkeypatch.setattr("keras_cdiff.evaluation.kernel.block_rows", lambda *_: 5)
     assert squared_mmd(real, generated) == pytest.approx(expected, rel=1e-9)
 
 

@@ -33,7 +33,7 @@ def brute_force(real, generated, k):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles, balls and decisions so small that every loop is run through several times."""
-    for name, value in {"_TILE": 37, "_BALLS": 3, "_PAIRS": 4, "_MAX_OPEN": 20}.items():
+    for name, value in {"_TILE": 37, "_BALLS": 3, "_MAX_OPEN": 20}.items():
         monkeypatch.setattr(MODULE, name, value)
     monkeypatch.setattr(distances, "_STRIP_ROWS", 11)
     monkeypatch.setattr(distances, "_CHUNK_ELEMENTS", 100)
@@ -135,6 +135,21 @@ def test_constant_sets():
     assert measure(constant, constant + 1) == (0.0, 0.0)
     assert measure(constant, other) == brute_force(constant, other, 3)
     assert measure(other, constant) == brute_force(other, constant, 3)
+
+
+def test_copies_cost_little(monkeypatch):
+    """1,500 copies of one real image: its many balls of radius 0 are not all measured."""
+    real = RNG.random((60, 5), dtype=np.float32)
+    measured = []
+    exact = distances.Points.exact
+
+    def count(self, rows, other, other_rows):
+        measured.append(len(rows))
+        return exact(self, rows, other, other_rows)
+
+    monkeypatch.setattr(distances.Points, "exact", count)
+    assert measure(real, np.repeat(real[:1], 1500, axis=0)) == (1.0, 1 / 60)
+    assert sum(measured) < 10_000
 
 
 def test_collapse_lowers_recall_and_noise_lowers_precision():

@@ -40,13 +40,13 @@ def tiny(npz, quick):
 
 @pytest.fixture(scope="session")
 def read_log():
-    """A function: a workdir -> the records of its log, read as strict JSON."""
+    """A function: a workdir and the name of a log -> its records, read as strict JSON."""
 
     def refuse(constant):
         raise AssertionError(f"not JSON: {constant}")
 
-    def read(workdir):
-        lines = (workdir / "log.jsonl").read_text().splitlines()
+    def read(workdir, name="log.jsonl"):
+        lines = (workdir / name).read_text().splitlines()
         return [json.loads(line, parse_constant=refuse) for line in lines]
 
     return read

@@ -14,10 +14,14 @@ def array(x):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny):
-    """A run of two stages in nine steps: its folder, configuration and model."""
+def finished(tmp_path_factory, tiny, npz, extractor_file):
+    """A run of two stages in nine steps, evaluated: its folder, configuration and model."""
     workdir = tmp_path_factory.mktemp("runs") / "paper"
-    config = tiny(steps=9, num_clusters=2, patience=1, log_every=2, sample_every=4)
+    config = tiny(
+        **{"steps": 9, "num_clusters": 2, "patience": 1, "log_every": 2, "sample_every": 4},
+        **{"evaluate_every": 4, "evaluate_samples": 6, "extractor": f"keras:{extractor_file}"},
+        **{"validate_every": 4, "validation_data": npz(), "validation_images": 5},
+    )
     return workdir, config, training.train(config, workdir)
 
 
@@ -55,6 +59,29 @@ def test_a_run_logs_each_interval_with_its_stage(finished, read_log):
     assert records[0]["cluster_loss"][0] is None
     assert records[0]["cluster_loss"][1] > 0
     assert records[-1]["learning_rate"] == pytest.approx(2e-3 * 9 / 100)
+
+
+def test_a_run_is_evaluated_now_and_then(finished, read_log, read_events):
+    workdir, config, model = finished
+    evaluations = read_log(workdir, "evaluations.jsonl")
+    assert [record["step"] for record in evaluations] == [4, 8, 9]
+    for record in evaluations:
+        assert record["generated"]["count"] == 6
+        assert record["generated"]["iteration"] == record["step"]
+        assert record["generated"]["labels"] == {"0": 2, "1": 2, "2": 2}  # as the data: 6, 5, 5
+        assert record["reference"]["count"] == 16
+        assert record["metrics"]["frechet_distance"] > 0
+    validations = read_log(workdir, "validation.jsonl")
+    assert [record["step"] for record in validations] == [4, 8, 9]
+    for record in validations:
+        # The same grid at every stage: the curriculum's clusters, cut off where no level is drawn.
+        assert record["cluster_edges"][1] == config["curriculum"]["edges"][1]
+        assert record["levels"] == validations[0]["levels"]
+        assert len(record["cluster_loss"]) == 2
+        assert record["num_images"] == 5
+    shown = [event.value for event in read_events(workdir).Scalars("evaluation/frechet_distance")]
+    expected = [record["metrics"]["frechet_distance"] for record in evaluations]
+    assert shown == pytest.approx(expected)
 
 
 def test_tensorboard_shows_what_the_log_holds(finished, read_log, read_events):
