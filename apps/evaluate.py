@@ -86,8 +86,8 @@ flags.register_multi_flags_validator(
         *("workdir", "weights", "preset", "image_size", "num_classes"),
     ],
     _one_task,
-    message="Give --workdir; or --weights with --preset, --reference and --output; or --images with "
-    "--reference and --output; or --write_statistics with --reference.",
+    message="Give --workdir; or --weights with --preset, --reference and --output; or --images "
+    "with --reference and --output; or --write_statistics with --reference.",
 )
 
 

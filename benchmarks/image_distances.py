@@ -62,10 +62,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, set_of_images in sets_of_images(images, labels):
         metrics = evaluator.evaluate(set_of_images, reference).metrics
+        kernel, deviation = metrics["kernel_distance"], metrics["kernel_distance_std"]
+        score, spread = metrics["inception_score"], metrics["inception_score_std"]
         print(
             f"| {name} | {metrics['frechet_distance']:.3f} "
-            f"| {1000 * metrics['kernel_distance']:.3f} ± {1000 * metrics['kernel_distance_std']:.3f} "
-            f"| {metrics['inception_score']:.2f} ± {metrics['inception_score_std']:.2f} "
+            f"| {1000 * kernel:.3f} ± {1000 * deviation:.3f} | {score:.2f} ± {spread:.2f} "
             f"| {metrics['precision']:.4f} | {metrics['recall']:.4f} |",
             flush=True,
         )

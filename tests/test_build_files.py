@@ -12,9 +12,9 @@ pytestmark = pytest.mark.backend_free
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("keras_cdiff", "apps", "tests", "examples", "benchmarks")
 
-# Imports whose distribution is called otherwise, and the benchmarks' peer, installed by hand.
+# Imports whose distribution is called otherwise, and the benchmarks' peers, installed by hand.
 DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl_py"}
-NOT_DECLARED = {"diffusers"}
+NOT_DECLARED = {"cleanfid", "diffusers", "torch_fidelity"}
 
 
 def read_targets(build):

@@ -76,7 +76,7 @@ class Evaluator:
         progress: bool = True,
     ):
         unknown = [name for name in metrics or () if name not in METRICS]
-        if unknown or metrics is not None and len(metrics) == 0:
+        if unknown or (metrics is not None and len(metrics) == 0):
             raise ValueError(
                 f"`metrics` must be names among {', '.join(METRICS)}. Received: metrics={metrics!r}"
             )

@@ -62,7 +62,7 @@ def test_a_run_logs_each_interval_with_its_stage(finished, read_log):
 
 
 def test_a_run_is_evaluated_now_and_then(finished, read_log, read_events):
-    workdir, config, model = finished
+    workdir, config, _ = finished
     evaluations = read_log(workdir, "evaluations.jsonl")
     assert [record["step"] for record in evaluations] == [4, 8, 9]
     for record in evaluations:

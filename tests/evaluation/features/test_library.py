@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.evaluation import features
-from keras_cdiff.evaluation.features import from_model, inception, mobilenet_v2, open_extractor
-from keras_cdiff.evaluation.resize import MODES, resize_image
+from keras_cdiff.evaluation.features import (
+    from_model,
+    inception,
+    library,
+    mobilenet_v2,
+    open_extractor,
+)
+from keras_cdiff.evaluation.features.resize import MODES, resize_image
+from keras_cdiff.evaluation.features.weights_file import weights_version
 
 
 class Pixels(keras.Model):
@@ -146,7 +152,7 @@ def test_the_version_is_of_what_the_network_computes(small_model):
 def test_inception_sees_what_the_graph_of_2015_sees(monkeypatch, photos, mode):
     asked = []
     answer = Pixels(), {"weight": np.ones(1)}
-    monkeypatch.setattr(features, "inception_network", lambda state: asked.append(state) or answer)
+    monkeypatch.setattr(library, "inception_network", lambda state: asked.append(state) or answer)
     extractor = inception({"fc.weight": np.ones(1)}, resize=mode)
     assert asked == [{"fc.weight": np.ones(1)}]
     assert (extractor.name, extractor.image_size) == ("inception", (299, 299))
@@ -170,7 +176,7 @@ def test_mobilenet_v2_from_a_file(torchvision, random_weights, run_torch, photos
     assert extractor.image_size == (32, 32)
     assert (extractor.feature_width, extractor.num_logits) == (1280, 1000)
     used = {name: array for name, array in state_dict.items() if array.ndim}
-    assert extractor.version == features.weights_version(used)
+    assert extractor.version == weights_version(used)
     resized = np.stack([resize_image(image, (32, 32)) for image in photos])
     normalized = (resized / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     expected = run_torch(reference, normalized.astype("float32"))
@@ -182,7 +188,7 @@ def test_mobilenet_v2_from_a_file(torchvision, random_weights, run_torch, photos
 def test_published_weights_are_fetched(monkeypatch, tmp_path):
     asked = []
     np.savez(tmp_path / "other.npz", weight=np.zeros(1))
-    monkeypatch.setattr(features, "fetch", lambda n: asked.append(n) or tmp_path / "other.npz")
+    monkeypatch.setattr(library, "fetch", lambda n: asked.append(n) or tmp_path / "other.npz")
     with pytest.raises(ValueError, match="must be those of the FID Inception-v3"):
         open_extractor("inception")
     with pytest.raises(ValueError, match="must be those of torchvision's mobilenet_v2"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.evaluation.folded_convolutions import FoldedConvolutions
+from keras_cdiff.evaluation.features.folded_convolutions import FoldedConvolutions
 
 SIZES = {"conv": (4, 3, 3, 3), "wise": (4, 1, 3, 3), "dense": (5, 4)}
 

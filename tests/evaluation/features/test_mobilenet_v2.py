@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_cdiff.evaluation.mobilenet_v2 import IMAGENET_INPUT, mobilenet_v2_network
+from keras_cdiff.evaluation.features.mobilenet_v2 import IMAGENET_INPUT, mobilenet_v2_network
 
 
 def test_features_and_logits_are_those_of_torchvision(torchvision, random_weights, run_torch):

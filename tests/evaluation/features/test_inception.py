@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_cdiff.evaluation.inception import INCEPTION_INPUT, inception_network
+from keras_cdiff.evaluation.features.inception import INCEPTION_INPUT, inception_network
 
 
 def test_features_and_logits_are_those_of_pytorch_fid(fid_inception, run_torch):

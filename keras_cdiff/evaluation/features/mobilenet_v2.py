@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_cdiff.evaluation.folded_convolutions import FoldedConvolutions
+from keras_cdiff.evaluation.features.folded_convolutions import FoldedConvolutions
 
 Tensor = keras.KerasTensor
 

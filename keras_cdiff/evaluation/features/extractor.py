@@ -1,10 +1,12 @@
 """The extractor: a network that turns images into features, and what a result says of it."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.evaluation.resize import check_mode, resize
+from keras_cdiff.evaluation.features.resize import check_mode, resize, resize_image
 
 
 class Extractor:
@@ -21,7 +23,7 @@ class Extractor:
         name: what the extractor is called in results.
         version: what tells its weights from others; `weights_version` of them.
         image_size: height and width to which images are resized; None takes them as they come.
-        resize: one of `keras_cdiff.evaluation.resize.MODES`.
+        resize: one of `keras_cdiff.evaluation.features.resize.MODES`.
         scale: number, or one for each channel.
         offset: number, or one for each channel.
 
@@ -56,13 +58,17 @@ class Extractor:
         self.channels = input_shape(network)[-1] or 3
         self._network, self._scale, self._offset = network, scale, offset
         self.feature_width, self.num_logits = self._output_widths()
-        self._graphs = {}  # shape of an image -> its graph and the batch sizes seen
+        self._graphs = {}  # shape and dtype of an image -> its graph, and the batch sizes seen
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(
+        self, images: np.ndarray | Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns the features of a batch of images, and its logits.
 
         Args:
-            images: uint8 (B, H, W, C). One channel is repeated where the network takes three.
+            images: uint8 (B, H, W, C), or a sequence of B images (H, W, C), which are resized one
+                by one if they differ in size. One channel is repeated where the network takes
+                three.
 
         Returns:
             float32 features (B, feature_width), and float32 logits (B, num_logits) or None.
@@ -70,11 +76,11 @@ class Extractor:
         Raises:
             ValueError: if the images are of another type, rank or number of channels.
         """
-        images = self._checked(images)
-        if images.shape[1:] not in self._graphs:
-            graph = _Graph(self._network, self)
-            self._graphs[images.shape[1:]] = graph, set()
-        graph, batch_sizes = self._graphs[images.shape[1:]]
+        images = self._stacked(images)
+        kind = images.shape[1:], images.dtype
+        if kind not in self._graphs:
+            self._graphs[kind] = _Graph(self._network, self), set()
+        graph, batch_sizes = self._graphs[kind]
         count = len(images)
         batch_size = min((size for size in batch_sizes if size >= count), default=count)
         batch_sizes.add(batch_size)
@@ -101,6 +107,21 @@ class Extractor:
         if images.shape[-1] != self.channels:
             images = ops.repeat(images, self.channels, axis=-1)
         return images * ops.cast(self._scale, "float32") + ops.cast(self._offset, "float32")
+
+    def _stacked(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """One checked array: uint8, or float32 of images that had to be resized here."""
+        if isinstance(images, np.ndarray) or len({np.shape(image) for image in images}) <= 1:
+            return self._checked(images)
+        for image in images:
+            self._checked(np.asarray(image)[None])
+        if self.image_size is None:
+            raise ValueError(
+                f"{self.name} does not resize, so all images must have one size: give from_model "
+                "an image_size. Received: images of shapes "
+                f"{', '.join(map(str, sorted({image.shape for image in images})))}"
+            )
+        resized = [resize_image(image, self.image_size, self.resize) for image in images]
+        return np.stack([np.broadcast_to(r, (*r.shape[:2], self.channels)) for r in resized])
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)

@@ -1,4 +1,4 @@
-"""Feature extractors: networks that turn images into the features that distances compare.
+"""The extractors that there are, and how a string names one.
 
 A distance between sets of images means something only beside the name and the version of its
 extractor, the resize before it and the number of images. An `Extractor` carries the first three.
@@ -12,12 +12,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.evaluation.download import fetch
-from keras_cdiff.evaluation.extractor import Extractor, input_shape
-from keras_cdiff.evaluation.inception import INCEPTION_INPUT, inception_network
-from keras_cdiff.evaluation.mobilenet_v2 import IMAGENET_INPUT, mobilenet_v2_network
-from keras_cdiff.evaluation.resize import check_mode
-from keras_cdiff.evaluation.weights_file import read_state_dict, weights_version
+from keras_cdiff.evaluation.features.download import fetch
+from keras_cdiff.evaluation.features.extractor import Extractor, input_shape
+from keras_cdiff.evaluation.features.inception import INCEPTION_INPUT, inception_network
+from keras_cdiff.evaluation.features.mobilenet_v2 import IMAGENET_INPUT, mobilenet_v2_network
+from keras_cdiff.evaluation.features.resize import check_mode
+from keras_cdiff.evaluation.features.weights_file import read_state_dict, weights_version
 
 Weights = str | os.PathLike | Mapping[str, np.ndarray] | None
 

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from PIL import Image
 
-from keras_cdiff.evaluation.resize import MODES, resize, resize_image, resize_matrix
+from keras_cdiff.evaluation.features.resize import MODES, resize, resize_image, resize_matrix
 
 SIZES = [  # from, to: up, down, one of both, odd, not square, tiny
     ((32, 32), (299, 299)),

@@ -1,0 +1,11 @@
+"""Feature extractors: networks that turn images into the features that distances compare."""
+
+from keras_cdiff.evaluation.features.extractor import Extractor
+from keras_cdiff.evaluation.features.library import (
+    from_model,
+    inception,
+    mobilenet_v2,
+    open_extractor,
+)
+
+__all__ = ["Extractor", "from_model", "inception", "mobilenet_v2", "open_extractor"]
