@@ -5,7 +5,6 @@ import numpy as np
 from keras_cdiff.evaluation.checks import block_rows, check_count, check_pair
 
 _STRIP_ROWS = 1024
-_PIECE_ROWS = 32
 
 
 def kernel_distance(
@@ -59,8 +58,8 @@ def squared_mmd(real: object, generated: object) -> float:
         k(x, y) = (x . y / D + 1)^3
         MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-    The products x . y are taken in the dtype of the features, float32 at least, their kernels and
-    sums in float64.
+    Kernels are computed in the dtype of the features, float32 at least, and summed in float64, so
+    that the rounding of single terms averages out.
 
     Args:
         real: features x (N, D).
@@ -91,26 +90,27 @@ def _sum_between(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _sum_within(x: np.ndarray) -> float:
-    """The sum of k(x_i, x_j) over i != j, from the products on one side of the diagonal."""
-    total = 0.0
+    """The sum of k(x_i, x_j) over i != j; of the blocks off the diagonal one side is computed."""
+    total, width = 0.0, x.shape[1]
     for start in range(0, len(x), _STRIP_ROWS):
-        products = x[start : start + _STRIP_ROWS] @ x[start:].T  # BLAS computes half of x x^T
-        for row in range(0, len(products), _PIECE_ROWS):
-            piece = products[row : row + _PIECE_ROWS, row:]
-            square, right = np.split(piece, [len(piece)], axis=1)
-            for part, times in ((right, 2), (square, 1), (square.diagonal()[None], -1)):
-                total += times * _sum_of_cubes(part, x.shape[1])
+        strip, rest = x[start : start + _STRIP_ROWS], x[start + _STRIP_ROWS :]
+        square = strip @ strip.T  # BLAS computes half of it
+        total -= _sum_of_cubes(square.diagonal()[None], width)
+        total += _sum_of_cubes(square, width)
+        if len(rest):
+            total += 2 * _sum_of_cubes(strip @ rest.T, width)
     return total
 
 
 def _sum_of_cubes(products: np.ndarray, width: int) -> float:
-    """The sum of (product / D + 1)^3 in float64, in pieces that stay in the cache."""
-    total, rows = 0.0, block_rows(max(1, products.shape[1]), 2**15)
+    """The sum of (product / D + 1)^3, whose terms have the dtype of the products and whose sum is
+    float64, in pieces that stay in the cache.
+    """
+    total, rows = 0.0, block_rows(max(1, products.shape[1]), 2**16)
     for start in range(0, len(products), rows):
-        base = products[start : start + rows].astype(np.float64)
-        base /= width
-        base += 1.0
+        base = products[start : start + rows] / products.dtype.type(width)
+        base += 1
         cube = base * base
         cube *= base
-        total += float(cube.sum())
+        total += float(cube.sum(dtype=np.float64))
     return total

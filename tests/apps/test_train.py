@@ -61,6 +61,12 @@ def test_a_dry_run_prints_the_configuration_and_opens_no_data(tmp_path, run_app,
         "seed": 4,
         "log_every": 5,
         "sample_every": 6,
+        "evaluate_every": 7,
+        "evaluate_samples": 8,
+        "extractor": "inception:nowhere.npz",
+        "validate_every": 9,
+        "validation_data": "npz:elsewhere.npz",
+        "validation_images": 10,
     }
     flags = [f"--{name}={value}" for name, value in given.items()]
     process = run_app(

@@ -210,3 +210,31 @@ def test_augmentation_of_a_preset_can_be_left_out():
     config = training.resolve("edm_ddpmpp_cifar10", augment=0.0)
     assert config["model"]["augmentation"] is None
     assert config["model"]["backbone"]["augment_features"] == 0
+
+
+def test_evaluation_and_validation_are_off_unless_they_are_asked_for():
+    config = training.resolve("dit_emoji16")
+    assert config["evaluation"] is None
+    assert config["validation"] is None
+    config = training.resolve("dit_emoji16", evaluate_every=5, extractor="inception")
+    assert config["evaluation"] == {"every": 5, "num_samples": 1000, "extractor": "inception"}
+    config = training.resolve("dit_emoji16", validate_every=5, validation_data="npz:test.npz")
+    assert config["validation"] == {"every": 5, "data": "npz:test.npz", "num_images": 256}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"evaluate_every": 0}, "Received: evaluate_every=0"),
+        ({"evaluate_every": 5, "evaluate_samples": 1}, "Received: evaluate_samples=1"),
+        ({"validate_every": 5}, "both a number of steps and images.*validation_data=None"),
+        ({"validation_data": "emoji"}, "both a number of steps and images.*validate_every=None"),
+        (
+            {"validate_every": 5, "validation_data": "emoji", "validation_images": 1},
+            "Received: validation_images=1",
+        ),
+    ],
+)
+def test_evaluation_that_could_not_run_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        training.resolve("dit_emoji16", **arguments)
