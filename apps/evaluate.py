@@ -7,14 +7,15 @@ Examples:
   # FID and the rest of images drawn elsewhere, against the training split of CIFAR-10:
   python apps/evaluate.py --images=npz:samples.npz --reference=tfds:cifar10:train --output=results
 
-  # The reference's statistics alone, for other evaluations and other tools:
-  python apps/evaluate.py --reference=folder:/data/flowers --write_statistics=flowers.npz
+  # The reference's statistics alone, at the model's image size, for other evaluations and tools:
+  python apps/evaluate.py --reference=folder:/data/flowers --image_size=32 \\
+      --write_statistics=flowers.npz
 
   # ... and an evaluation that uses them:
   python apps/evaluate.py --workdir=runs/flowers --reference=statistics:flowers.npz
 
 Each evaluation writes a JSON file and a row of evaluations.csv into --output. An interrupted one
-goes on where it stopped when the command is repeated.
+goes on where it stopped when the command is repeated (--write_statistics only with --cache).
 """
 
 import os
@@ -64,8 +65,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "write_statistics",
     None,
-    "Write the reference's statistics here, and stop; --image_size first prepares its images as "
-    "training does.",
+    "Write the reference's statistics here, and stop.",
 )
 
 
@@ -80,6 +80,11 @@ def _one_task(values: dict) -> bool:
     return bool(from_weights) and sampling_flags.one_model(values)
 
 
+flags.register_validator(
+    "write_statistics",
+    lambda path: path is None or path.endswith(".npz"),
+    message="The name of a statistics file ends in .npz.",
+)
 flags.register_multi_flags_validator(
     [
         *("images", "reference", "write_statistics", "output"),
@@ -89,6 +94,14 @@ flags.register_multi_flags_validator(
     message="Give --workdir; or --weights with --preset, --reference and --output; or --images "
     "with --reference and --output; or --write_statistics with --reference.",
 )
+
+
+def _refuse_sampling_flags() -> None:
+    """Ends the program if flags are given that have an effect on a model's samples alone."""
+    names = ("num_samples", "seed", "sampler", "num_steps", "guidance", "guidance_interval")
+    given = [f"--{name}" for name in names if FLAGS[name].present]
+    if given:
+        sys.exit(f"error: {', '.join(given)} concern samples of a model, and --images are given.")
 
 
 def main(argv: list[str]) -> None:
@@ -111,7 +124,13 @@ def main(argv: list[str]) -> None:
             print(f"wrote {FLAGS.write_statistics}")
             return
         if FLAGS.images:
-            result = evaluator.evaluate(FLAGS.images, FLAGS.reference)
+            _refuse_sampling_flags()
+            images, reference = FLAGS.images, FLAGS.reference
+            if FLAGS.image_size:
+                images = evaluation.SourceImages(images, FLAGS.image_size)
+                if not reference.startswith("statistics:"):
+                    reference = evaluation.SourceImages(reference, FLAGS.image_size)
+            result = evaluator.evaluate(images, reference)
         else:
             model, config = sampling_flags.load_model()
             result = training.evaluate_model(
@@ -120,11 +139,12 @@ def main(argv: list[str]) -> None:
                 evaluator,
                 FLAGS.reference,
                 num_samples=FLAGS.num_samples,
+                name=FLAGS.workdir or FLAGS.weights,
                 **sampling_flags.sampling_options(),
             )
         print(result)
         print("wrote", *result.write(folder))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

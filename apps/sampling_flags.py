@@ -10,7 +10,12 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
 flags.DEFINE_string("weights", None, "A weights file, instead of --workdir; needs --preset.")
 flags.DEFINE_string("preset", None, "The preset that --weights were trained with.")
-flags.DEFINE_integer("image_size", None, "The image size of --weights.", lower_bound=1)
+flags.DEFINE_integer(
+    "image_size",
+    None,
+    "The image size of --weights, and of images that are not a model's.",
+    lower_bound=1,
+)
 flags.DEFINE_integer("num_classes", None, "The number of classes of --weights.", lower_bound=0)
 flags.DEFINE_integer("batch_size", 64, "Samples drawn at once.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Sample i is drawn with seed + i.", lower_bound=0)

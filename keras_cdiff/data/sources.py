@@ -70,8 +70,15 @@ class Source:
             example["caption"] = str(self._captions[index])
         return example
 
+    def labels(self) -> np.ndarray | None:
+        """Returns the label of every example, int32 (N,), or None."""
+        return self._labels
+
     def digest(self) -> str:
-        """Returns a sha256 that another content has not: what is known by it need not be read."""
+        """Returns a sha256 that another content has not: what is known by it need not be read.
+
+        Of files that are decoded when they are read it is over paths, sizes and times of change.
+        """
         sha = hashlib.sha256(repr((len(self), self.class_names)).encode())
         sha.update(self._images_digest().encode())
         for values in (self._labels, self._captions):
@@ -81,6 +88,12 @@ class Source:
     def _images_digest(self) -> str:
         if hasattr(self._images, "digest"):
             return self._images.digest()
+        if not isinstance(self._images, np.ndarray):
+            sha = hashlib.sha256(b"images one by one")
+            for image in self._images:
+                sha.update(f"{np.shape(image)} ".encode())
+                sha.update(np.ascontiguousarray(image))
+            return sha.hexdigest()
         sha = hashlib.sha256(repr(self._images.shape).encode())
         for start in range(0, len(self), 256):  # of a memory map a part at a time
             sha.update(np.ascontiguousarray(self._images[start : start + 256]))
@@ -244,6 +257,7 @@ class _TfdsSource(Source):
             ) from error
         split_info = builder.info.splits[split]
         self._content = (builder.info.full_name, split, split_info.shard_lengths, len(data))
+        self._folder = Path(os.fspath(builder.data_path))
         features = builder.info.features
         features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
         image, label = features.get("image"), features.get("label")
@@ -256,10 +270,19 @@ class _TfdsSource(Source):
         if isinstance(label, tfds.features.ClassLabel):
             self.num_classes = label.num_classes
             self.class_names = tuple(label.names) if label.names else ()
+            undecoded = {"image": tfds.decode.SkipDecoding()}
+            self._undecoded = builder.as_data_source(split=split, decoders=undecoded)
         self[0]  # a split whose labels are withheld fails now
 
+    def labels(self) -> np.ndarray | None:
+        if not self.num_classes:
+            return None
+        return np.array([self._undecoded[i]["label"] for i in range(len(self))], dtype=np.int32)
+
     def _images_digest(self) -> str:
-        return repr(self._content)
+        files = [(path, path.stat()) for path in sorted(self._folder.iterdir())]
+        changes = [(path.name, status.st_size, status.st_mtime_ns) for path, status in files]
+        return repr((self._content, str(self._folder.resolve()), changes))
 
     def __getitem__(self, index: int) -> dict:
         record = super().__getitem__(index)["image"]  # TFDS decodes image and label at once

@@ -1,7 +1,7 @@
 """Evaluation: distances between sets of images, and the loss by noise level."""
 
 from keras_cdiff.evaluation.callbacks import EvaluationCallback, ValidationLossCallback
-from keras_cdiff.evaluation.evaluator import METRICS, Evaluator
+from keras_cdiff.evaluation.evaluator import METRICS, Evaluator, as_reference
 from keras_cdiff.evaluation.features import Extractor, from_model, open_extractor
 from keras_cdiff.evaluation.frechet import frechet_distance, frechet_distance_infinity
 from keras_cdiff.evaluation.image_sets import (
@@ -29,6 +29,7 @@ __all__ = [
     "SourceImages",
     "ValidationLoss",
     "ValidationLossCallback",
+    "as_reference",
     "frechet_distance",
     "frechet_distance_infinity",
     "from_model",

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
-import numpy as np
 
+from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.evaluation.image_sets import GeneratedImages
 from keras_cdiff.evaluation.validation_loss import ValidationLoss
 from keras_cdiff.files import strict_json
@@ -42,8 +42,7 @@ class PeriodicEvaluation(keras.callbacks.Callback, abc.ABC):
         verbose: int = 1,
     ):
         super().__init__()
-        _check_at_least_one("every", every)
-        self.every = int(every)
+        self.every = check_count("every", every, 1, None, "training steps between evaluations")
         self.path = None if path is None else Path(path)
         self.tensorboard = tensorboard
         self.verbose = verbose
@@ -146,11 +145,10 @@ class EvaluationCallback(PeriodicEvaluation):
         verbose: int = 1,
     ):
         super().__init__(every, path, tensorboard, verbose)
-        _check_at_least_one("num_samples", num_samples)
-        _check_at_least_one("batch_size", batch_size)
         self.evaluator = evaluator
         self.reference = reference
-        self.num_samples = num_samples
+        self.num_samples = check_count("num_samples", num_samples, 2, None, "of each evaluation")
+        check_count("batch_size", batch_size, 1, None, "samples drawn at once")
         self.options = {
             "sampler": sampler,
             "seed": seed,
@@ -165,11 +163,15 @@ class EvaluationCallback(PeriodicEvaluation):
         super().on_train_begin(logs)
         # Made now, so that what does not fit the model is said before the first step.
         self._generated = self.generate(self.model, self.num_samples, **self.options)
+        self.evaluator.check(self._generated, self.reference)
 
     def evaluate(self, model: keras.Model) -> tuple[dict, dict[str, float], dict[str, float]]:
-        with warnings.catch_warnings():  # that few samples bias a distance; the record says it too
-            warnings.filterwarnings("ignore", "the Frechet distance of", UserWarning)
-            result = self.evaluator.evaluate(self._generated, self.reference)
+        try:
+            with warnings.catch_warnings():  # a small sample's bias; the record says it too
+                warnings.filterwarnings("ignore", "the Frechet distance of", UserWarning)
+                result = self.evaluator.evaluate(self._generated, self.reference)
+        except FloatingPointError as error:  # that a run diverges is for its log to tell
+            return {"metrics": {}, "notes": [str(error)]}, {}, {}
         metrics = {name: float(value) for name, value in result.metrics.items()}
         tags = {f"evaluation/{name}": value for name, value in metrics.items()}
         return dict(result.record), metrics, tags
@@ -215,8 +217,3 @@ class ValidationLossCallback(PeriodicEvaluation):
         for number, loss in enumerate(record["cluster_loss"], start=1):
             tags[f"validation_cluster_loss/{number:02d}"] = loss
         return record, {"validation_loss": record["loss"]}, tags
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")

@@ -13,7 +13,9 @@ def block_rows(width: int, block_size: int = 2**23) -> int:
     return max(1, block_size // width)
 
 
-def check_features(name: str, features: object, min_rows: int = 2) -> np.ndarray:
+def check_features(
+    name: str, features: object, min_rows: int = 2, finite: bool = True
+) -> np.ndarray:
     """Returns features as an array (N, D) of finite floating-point numbers.
 
     A memory map stays one: it is read in blocks of rows, and nothing is copied.
@@ -22,6 +24,7 @@ def check_features(name: str, features: object, min_rows: int = 2) -> np.ndarray
         name: what to call the argument in messages.
         features: an array (N, D), or what NumPy can make one of.
         min_rows: least N.
+        finite: whether to look at every number; otherwise see `check_finite`.
 
     Raises:
         ValueError: if it is not two-dimensional, not of a floating-point dtype, too short, without
@@ -49,6 +52,13 @@ def check_features(name: str, features: object, min_rows: int = 2) -> np.ndarray
             f"`{name}` must have at least {min_rows} rows, one an image: give more images. "
             f"Received: {name}.shape={array.shape}"
         )
+    if finite:
+        check_finite(name, array)
+    return array
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """Raises a ValueError that names the first row of an array (N, D) that is not finite."""
     rows = block_rows(array.shape[1])
     for start in range(0, len(array), rows):
         finite = np.isfinite(array[start : start + rows]).all(axis=1)
@@ -58,7 +68,6 @@ def check_features(name: str, features: object, min_rows: int = 2) -> np.ndarray
                 f"`{name}` must be finite: look for a network that overflows or for damaged "
                 f"images, and leave such rows out. Received: not finite in {name}[{row}]"
             )
-    return array
 
 
 def check_pair(real: object, generated: object) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.evaluation.extraction import Features, extract
-from keras_cdiff.evaluation.features import Extractor
+from keras_cdiff.evaluation.features import Extractor, from_model
 from keras_cdiff.evaluation.frechet import frechet_distance, frechet_distance_infinity
 from keras_cdiff.evaluation.image_sets import ImageSet, SourceImages
 from keras_cdiff.evaluation.inception_score import inception_score
@@ -39,16 +40,18 @@ class Evaluator:
     it stopped.
 
     Args:
-        extractor: the network that sees the images.
+        extractor: the network that sees the images; a `keras.Model` becomes one by `from_model`.
         metrics: names in `METRICS`; None for all that can be had, except
             "frechet_distance_infinity", which must be asked for.
         cache: folder for features on disk; None keeps them in memory.
+        cache_generated: whether those of generated images go there too.
         batch_size: images the extractor sees at once.
         k: neighbours that make the manifolds of precision and recall.
         num_subsets, subset_size: of the kernel distance; the size is at most that of the smaller
             set.
-        splits: of the Inception Score.
-        seed: of the subsets of the kernel distance and of the extrapolation.
+        splits: of the Inception Score, into which the images are shuffled; at most half as many as
+            there are images.
+        seed: of subsets, splits and the extrapolation.
         progress: whether progress bars are shown.
 
     Example:
@@ -63,10 +66,11 @@ class Evaluator:
 
     def __init__(
         self,
-        extractor: Extractor,
+        extractor: Extractor | keras.Model,
         metrics: Sequence[str] | None = None,
         *,
         cache: str | os.PathLike | None = None,
+        cache_generated: bool = True,
         batch_size: int = 64,
         k: int = 3,
         num_subsets: int = 100,
@@ -75,6 +79,8 @@ class Evaluator:
         seed: int = 0,
         progress: bool = True,
     ):
+        if isinstance(extractor, keras.Model):
+            extractor = from_model(extractor)
         unknown = [name for name in metrics or () if name not in METRICS]
         if unknown or (metrics is not None and len(metrics) == 0):
             raise ValueError(
@@ -86,9 +92,16 @@ class Evaluator:
                 f"the metric out. Received: extractor={extractor.name!r}, without logits"
             )
         self.extractor, self.metrics = extractor, metrics
-        self.cache, self.batch_size, self.progress = cache, batch_size, progress
-        self.k, self.num_subsets, self.subset_size = k, num_subsets, subset_size
-        self.splits, self.seed = splits, seed
+        self.cache, self.cache_generated, self.progress = cache, cache_generated, progress
+        for name, value, least, meaning in (
+            ("batch_size", batch_size, 1, "images the extractor sees at once"),
+            ("k", k, 1, "neighbours that make the manifolds"),
+            ("num_subsets", num_subsets, 1, "of the kernel distance"),
+            ("subset_size", subset_size, 2, "images in each of them"),
+            ("splits", splits, 1, "of the Inception Score"),
+            ("seed", seed, 0, "of subsets and splits"),
+        ):
+            setattr(self, name, check_count(name, value, least, None, meaning))
         self._reference: tuple[str, Features, FeatureStatistics] | None = None
 
     def evaluate(
@@ -112,19 +125,11 @@ class Evaluator:
             UserWarning: if a set is so small that the Frechet distance is biased.
         """
         generated, reference = as_images(generated), as_reference(reference)
-        for side, images in (("generated", generated), ("reference", reference)):
-            if isinstance(images, ImageSet) and len(images) < 2:
-                raise ValueError(
-                    f"A set needs at least two images, or it has no covariance. Received: {side} "
-                    f"images {images.name!r} with {len(images)}"
-                )
-        names = self._names(reference)
-        if isinstance(reference, FeatureStatistics):
-            self._check_statistics(reference)
-            theirs, statistics = None, reference
-        else:
+        names = self.check(generated, reference)
+        theirs, statistics = None, reference
+        if isinstance(reference, ImageSet):
             theirs, statistics = self._extract_reference(reference)
-        ours = self._extract(generated)
+        ours = self._extract(generated, self.cache if self.cache_generated else None)
 
         counts = [len(ours.features), statistics.count]
         settings: dict[str, object] = {}
@@ -142,28 +147,56 @@ class Evaluator:
                 theirs.features, ours.features, self.num_subsets, size, self.seed
             )
         if "inception_score" in names:
-            settings["splits"] = self.splits
+            settings["splits"] = splits = min(self.splits, counts[0] // 2)
             metrics["inception_score"], metrics["inception_score_std"] = inception_score(
-                ours.logits, self.splits
+                ours.logits, splits, seed=self.seed
             )
         if "precision_recall" in names:
             settings["k"] = self.k
             metrics["precision"], metrics["recall"] = precision_recall(
                 theirs.features, ours.features, self.k
             )
+        described = generated.describe(), _describe(reference)
         return Result(
             {
                 "metrics": metrics,
-                "generated": generated.describe(),
-                "reference": _describe(reference),
+                "generated": described[0],
+                "reference": described[1],
                 "extractor": self.extractor.describe(),
                 "settings": {**settings, "seed": self.seed},
-                "notes": _notes(names, counts),
+                "notes": _notes(names, *described),
                 "backend": keras.backend.backend(),
                 "keras_cdiff": __version__,
                 "time": now(),
             }
         )
+
+    def check(
+        self, generated: ImageSet, reference: ImageSet | FeatureStatistics | str | np.ndarray
+    ) -> list[str]:
+        """Checks that two sets can be compared, before anything is extracted.
+
+        Returns:
+            The names of the metrics that there will be.
+
+        Raises:
+            ValueError: as `evaluate`.
+        """
+        reference = as_reference(reference)
+        names = self._names(reference)
+        sets = {"generated": generated, "reference": reference}
+        least = max(2, self.k + 1 if "precision_recall" in names else 2)
+        least = max(least, 3 if "frechet_distance_infinity" in names else 2)
+        for side, images in sets.items():
+            if isinstance(images, ImageSet) and len(images) < least:
+                raise ValueError(
+                    f"A set needs at least {least} images for {', '.join(names)}: give more, or "
+                    "other metrics. "
+                    f"Received: {side} images {images.name!r}, of which there are {len(images)}"
+                )
+        if isinstance(reference, FeatureStatistics):
+            self._check_statistics(reference)
+        return names
 
     def statistics(self, images: ImageSet | str | np.ndarray) -> FeatureStatistics:
         """Returns the statistics of a set's features, which `evaluate` takes as a reference.
@@ -172,6 +205,7 @@ class Evaluator:
         """
         images = as_images(images)
         _, statistics = self._extract_reference(images)
+        statistics = statistics.copy()
         statistics.description = {**images.describe(), "extractor": self.extractor.describe()}
         return statistics
 
@@ -192,14 +226,14 @@ class Evaluator:
             )
         return list(self.metrics)
 
-    def _extract(self, images: ImageSet) -> Features:
-        return extract(images, self.extractor, self.cache, self.batch_size, self.progress)
+    def _extract(self, images: ImageSet, cache: str | os.PathLike | None) -> Features:
+        return extract(images, self.extractor, cache, self.batch_size, self.progress)
 
     def _extract_reference(self, images: ImageSet) -> tuple[Features, FeatureStatistics]:
         """The features of the set and their statistics, kept until another reference comes."""
         digest = images.digest()
         if self._reference is None or self._reference[0] != digest:
-            features = self._extract(images)
+            features = self._extract(images, self.cache)
             self._reference = (digest, features, FeatureStatistics.of(features.features))
         return self._reference[1:]
 
@@ -244,15 +278,23 @@ def _describe(reference: ImageSet | FeatureStatistics) -> dict:
     return described
 
 
-def _notes(names: Sequence[str], counts: Sequence[int | None]) -> list[str]:
-    """What should be known about the numbers; it is also given as warnings."""
+def _notes(names: Sequence[str], generated: dict, reference: dict) -> list[str]:
+    """What should be known about the numbers; the first two are also given as warnings."""
     notes = []
+    counts = [generated["count"], reference["count"]]
     known = [count for count in counts if count is not None]
     if "frechet_distance" in names and min(known) < ENOUGH_SAMPLES:
         notes.append(
             f"the Frechet distance of {min(known):,} images is biased upwards: compare it only "
             f"with others of as many, use at least {ENOUGH_SAMPLES:,}, or ask for "
             "frechet_distance_infinity"
+        )
+    sizes = [side.get("image_size") for side in (generated, reference)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        notes.append(
+            f"images of {sizes[0][0]} x {sizes[0][1]} pixels are compared with a reference of "
+            f"{sizes[1][0]} x {sizes[1][1]}, so the distance measures the sharpness of the "
+            "reference as well: prepare both at one image_size"
         )
     for note in notes:
         warnings.warn(note, stacklevel=3)

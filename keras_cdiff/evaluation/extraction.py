@@ -1,8 +1,11 @@
 """Features of a set of images: extracted once, in order, and kept on disk if that is wanted."""
 
+import contextlib
 import hashlib
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +16,17 @@ from keras_cdiff.evaluation.features import Extractor
 from keras_cdiff.evaluation.image_sets import ImageSet
 from keras_cdiff.files import write_whole
 
-# Batches between two notes of how far an extraction has come.
-_NOTE_EVERY = 16
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
+# To be raised when a resize, an extractor, a sampler or a source comes to mean something else under
+# the same description: what older versions have cached is then no longer taken.
+CACHE_FORMAT = 1
+
+# A process that is killed loses no more than what it has extracted in this time.
+_SECONDS_BETWEEN_NOTES = 30.0
 
 
 class Features(NamedTuple):
@@ -36,7 +48,9 @@ def extract(
     """Returns the features of all images of a set.
 
     With a cache a set is extracted once: its features lie in a folder whose name is a digest of the
-    images and the extractor. An interrupted extraction goes on where it stopped.
+    images and the extractor. An interrupted extraction goes on where it stopped. The folder takes
+    4 (D + K) bytes an image, 0.6 GB for 50,000 images with the features and logits of Inception;
+    nothing ever removes it, but you may.
 
     Args:
         images: the set.
@@ -44,96 +58,166 @@ def extract(
         cache: folder of features on disk; None keeps them in memory.
         batch_size: images the extractor sees at once.
         progress: whether a progress bar over the images is shown.
+
+    Returns:
+        The features; from a cache they are mapped, and cannot be written to.
+
+    Raises:
+        ValueError: if the set yields more or fewer images than it says, if what lies in the cache
+            is damaged, or if another process extracts the same set into it.
     """
-    shapes = {"features": (len(images), extractor.feature_width)}
+    count = len(images)
+    shapes = {"features": (count, extractor.feature_width)}
     if extractor.num_logits:
-        shapes["logits"] = (len(images), extractor.num_logits)
+        shapes["logits"] = (count, extractor.num_logits)
     store = _Memory(shapes) if cache is None else _Folder(Path(cache), images, extractor, shapes)
-    bar = keras.utils.Progbar(len(images), unit_name="image") if progress else None
-    if store.done < len(images):
-        pending: list[np.ndarray] = []
-        for batch in images.batches(store.done, batch_size):
-            pending.extend(batch)
-            while len(pending) >= batch_size:
-                store.append(*extractor(pending[:batch_size]))
-                del pending[:batch_size]
+    bar = keras.utils.Progbar(count, unit_name="image") if progress else None
+    if not store.complete:
+        with store.open():
+            for batch in _batches(images, store, batch_size):
+                store.append(*extractor(batch))
                 if bar is not None:
                     bar.update(store.done)
-        if pending:
-            store.append(*extractor(pending))
     if bar is not None:
-        bar.update(len(images))
-    return store.finish()
+        bar.update(count)
+    return store.features()
+
+
+def _batches(images: ImageSet, store: "_Memory", batch_size: int) -> Iterator[list[np.ndarray]]:
+    """The images that the store has not, in batches of that size and a shorter one at the end."""
+    count = len(images)
+    if store.done == count:
+        return
+    seen = store.done
+    pending: list[np.ndarray] = []
+    for batch in images.batches(store.done, batch_size):
+        pending.extend(batch)
+        seen += len(batch)
+        if seen > count:
+            break
+        while len(pending) >= batch_size:
+            yield pending[:batch_size]
+            del pending[:batch_size]
+    if seen != count:
+        store.done = 0  # which rows are whose is not known
+        raise ValueError(
+            f"A set must yield as many images as its len() says, {count}. "
+            f"Received: images {images.name!r}, which yield {'more' if seen > count else seen}"
+        )
+    if pending:
+        yield pending
 
 
 class _Memory:
     """Features in memory."""
 
     def __init__(self, shapes: dict[str, tuple]):
-        self.arrays = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-        self.done = 0
+        self.shapes, self.done = shapes, 0
+        self.complete = False
+        self.arrays: dict[str, np.ndarray] = {}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Makes ready for rows."""
+        self.arrays = {name: np.empty(shape, np.float32) for name, shape in self.shapes.items()}
+        yield
 
     def append(self, features: np.ndarray, logits: np.ndarray | None) -> None:
         rows = slice(self.done, self.done + len(features))
         for name, values in (("features", features), ("logits", logits)):
             if values is not None:
                 self.arrays[name][rows] = values
-        self.done = rows.stop
+        self.done = rows.stop  # only now: an interrupted batch is extracted again
 
-    def finish(self) -> Features:
+    def features(self) -> Features:
         return Features(self.arrays["features"], self.arrays.get("logits"))
 
 
 class _Folder(_Memory):
     """Features in a folder: features.npy, logits.npy, and progress.json, which counts the rows that
-    are certain.
+    are certain. Whoever writes them holds a lock, which the system releases if the process dies.
     """
 
     def __init__(
         self, cache: Path, images: ImageSet, extractor: Extractor, shapes: dict[str, tuple]
     ):
-        description = {"images": images.digest(), "extractor": extractor.describe()}
+        super().__init__(shapes)
+        description = {
+            "format": CACHE_FORMAT,
+            "images": images.digest(),
+            "count": len(images),
+            "extractor": extractor.describe(),
+        }
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
         self.folder = cache / digest[:16]
-        self.description = {**description, "name": images.name, "count": len(images)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.done = self._read_progress(len(images))
-        self.arrays = {name: self._open(name, shape) for name, shape in shapes.items()}
-        self._noted = self.done
-        self._batches = 0
+        self.description = {**description, "name": images.name}
+        self._count = len(images)
+        self.done = self._read_progress()
+        self.complete = self.done == self._count
 
-    def _read_progress(self, count: int) -> int:
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Opens the files for writing, and notes what was written however that ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            self.done = self._read_progress()  # another process may have gone on
+            mode = "r+" if self.done else "w+"
+            self.arrays = {name: self._open(name, mode) for name in self.shapes}
+            self._noted, self._noted_at = self.done, time.monotonic()
+            try:
+                yield
+            finally:
+                if self._noted != self.done:
+                    self._note()
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        if fcntl is None:
+            yield
+            return
+        with open(self.folder / "lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    "This set is being extracted by another process: wait until it is done, or "
+                    f"choose another cache. Received: folder={str(self.folder)!r}"
+                ) from None
+            yield
+
+    def _read_progress(self) -> int:
+        """The number of rows that are certain."""
         try:
             done = json.loads((self.folder / "progress.json").read_text())["done"]
         except FileNotFoundError:
             return 0
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                "The cached features' progress.json is damaged: remove the folder. "
-                f"Received: folder={str(self.folder)!r} ({error})"
-            ) from error
-        return min(int(done), count)
+            raise self._damaged(f"progress.json: {error}") from error
+        if type(done) is not int or not 0 <= done <= self._count:
+            raise self._damaged(f"progress.json tells of {done!r} rows of {self._count}")
+        return done
 
-    def _open(self, name: str, shape: tuple) -> np.memmap:
-        path = self.folder / f"{name}.npy"
-        if self.done == 0:
-            return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    def _open(self, name: str, mode: str) -> np.memmap:
+        path, shape = self.folder / f"{name}.npy", self.shapes[name]
+        if mode == "w+":
+            return np.lib.format.open_memmap(path, mode, np.float32, shape)
         try:
-            array = np.lib.format.open_memmap(path, "r+")
-            if array.shape != shape or array.dtype != np.float32:
-                raise ValueError(f"{name}.npy holds {array.dtype} {array.shape}, not {shape}")
+            # For reading first: a file that was cut off would be filled up with zeros.
+            array = np.lib.format.open_memmap(path, "r")
         except (OSError, ValueError) as error:
-            raise ValueError(
-                "The cached features are damaged: remove the folder. "
-                f"Received: folder={str(self.folder)!r} ({error})"
-            ) from error
-        return array
+            raise self._damaged(f"{name}.npy: {error}") from error
+        if array.shape != shape or array.dtype != np.float32:
+            raise self._damaged(f"{name}.npy holds {array.dtype} {array.shape}, not {shape}")
+        if path.stat().st_size != array.offset + array.nbytes:
+            raise self._damaged(f"{name}.npy has {path.stat().st_size} bytes")
+        return np.lib.format.open_memmap(path, mode) if mode != "r" else array
 
     def append(self, features: np.ndarray, logits: np.ndarray | None) -> None:
         super().append(features, logits)
-        self._batches += 1
-        if self._batches % _NOTE_EVERY == 0:
-            self._note()
+        # The last note is written when the set has said that there are no more images.
+        if self.done < self._count:
+            if time.monotonic() - self._noted_at >= _SECONDS_BETWEEN_NOTES:
+                self._note()
 
     def _note(self) -> None:
         """Writes the rows to disk, then their number."""
@@ -141,9 +225,14 @@ class _Folder(_Memory):
             array.flush()
         note = json.dumps({"done": self.done, **self.description}, indent=2)
         write_whole(self.folder / "progress.json", lambda path: path.write_text(note))
-        self._noted = self.done
+        self._noted, self._noted_at = self.done, time.monotonic()
 
-    def finish(self) -> Features:
-        if self._noted < self.done or not (self.folder / "progress.json").exists():
-            self._note()
-        return super().finish()
+    def features(self) -> Features:
+        self.arrays = {name: self._open(name, "r") for name in self.shapes}
+        return super().features()
+
+    def _damaged(self, reason: str) -> ValueError:
+        return ValueError(
+            "The cached features are damaged: remove the folder. "
+            f"Received: folder={str(self.folder)!r} ({reason})"
+        )

@@ -8,9 +8,13 @@ from keras_cdiff.evaluation.checks import (
     block_rows,
     check_count,
     check_features,
+    check_finite,
     check_widths,
 )
 from keras_cdiff.evaluation.statistics import FeatureStatistics
+
+_EPSILON = float(np.finfo(np.float64).eps)
+_TOLERANCE = 1e-9  # of the traces, for a faster way
 
 
 def frechet_distance(real: object, generated: object) -> float:
@@ -18,11 +22,13 @@ def frechet_distance(real: object, generated: object) -> float:
 
         d^2 = ||m_1 - m_2||^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)
 
-    The last trace is the sum of the singular values of F_1 F_2^T, for any factors F^T F = S. No
-    root is taken of a number that rounding made, so that covariances of deficient rank, or nearly
-    so, cost no digits. A set with N <= D rows is its own factor, (x_i - m) / sqrt(N - 1); otherwise
-    F follows from the symmetric eigenvalues of S, without those below D eps times the largest. All
-    in float64, whatever the dtype of the features.
+    The last trace is the sum of the singular values of P = F_1 F_2^T, for any factors F^T F = S. A
+    set with N <= D rows is its own factor, (x_i - m) / sqrt(N - 1). Otherwise F is the Cholesky
+    factor of S, or, where S is singular or nearly so, made of its symmetric eigenvalues without
+    those below D eps times the largest. The singular values of P are the roots of the symmetric
+    eigenvalues of P^T P; where one of these is near rounding, or all of it could change d^2 by more
+    than 1e-9 (tr S_1 + tr S_2), they come from P itself. So no root is taken of a number that rounding made, and
+    covariances of deficient rank cost no digits. All in float64, whatever the features' dtype.
 
     It grows with fewer images: compare only sets of equal size, or extrapolate with
     `frechet_distance_infinity`.
@@ -62,12 +68,12 @@ def frechet_distance_infinity(
     weight, and a is the value. The side of `real` is taken as it is.
 
     The standard error is that of a in the fit. The subsets share images, so it tells how well they
-    determine the line; another set of N images would change a by more, in trials up to twice as
-    much.
+    determine the line; another set of N images would change a by more, in trials up to three times
+    as much.
 
     Args:
         real: features (M, D) or `FeatureStatistics`.
-        generated: features (N, D).
+        generated: features (N, D), N >= 3.
         num_points: number of sizes, >= 3.
         min_samples: least size, in [2, N); None for 5,000, or N / 2 if that is less.
         seed: of the random orders, a non-negative integer.
@@ -87,7 +93,9 @@ def frechet_distance_infinity(
             "`generated` must be features (N, D), of which subsets can be drawn. "
             "Received: generated=FeatureStatistics"
         )
-    reference, generated = _fit("real", real), check_features("generated", generated)
+    # Fewer have no two sizes that determine a line.
+    generated = check_features("generated", generated, min_rows=3)
+    reference = _fit("real", real)
     check_widths(len(reference.mean), generated.shape[1])
     total = len(generated)
     num_points = check_count("num_points", num_points, 3, None, "the number of sizes")
@@ -115,26 +123,41 @@ class _Gaussian(NamedTuple):
 def _fit(name: str, source: object) -> _Gaussian:
     if isinstance(source, FeatureStatistics):
         return _from_covariance(source)
-    features = check_features(name, source)
-    return _fit_rows(features, np.arange(len(features)))
+    features = check_features(name, source, finite=False)
+    if len(features) > features.shape[1]:
+        return _from_covariance(FeatureStatistics.of(features, name))
+    check_finite(name, features)
+    return _from_rows(features)
 
 
 def _fit_rows(features: np.ndarray, rows: np.ndarray) -> _Gaussian:
     """The Gaussian of some rows, given by ascending indices."""
     width = features.shape[1]
     if len(rows) <= width:
-        chosen = features[rows].astype(np.float64)
-        mean = chosen.mean(axis=0)
-        return _Gaussian(mean, (chosen - mean) / np.sqrt(len(rows) - 1))
+        return _from_rows(features[rows])
     statistics, size = FeatureStatistics(width), block_rows(width)
     for start in range(0, len(rows), size):
         statistics.update(features[rows[start : start + size]])
     return _from_covariance(statistics)
 
 
+def _from_rows(features: np.ndarray) -> _Gaussian:
+    features = features.astype(np.float64)
+    mean = features.mean(axis=0)
+    return _Gaussian(mean, (features - mean) / np.sqrt(len(features) - 1))
+
+
 def _from_covariance(statistics: FeatureStatistics) -> _Gaussian:
-    variances, directions = np.linalg.eigh(statistics.covariance)
-    kept = variances > len(variances) * np.finfo(np.float64).eps * variances[-1]
+    covariance = statistics.covariance
+    least = len(covariance) * _EPSILON  # of the largest variance, what rounding cannot make
+    try:
+        lower = np.linalg.cholesky(covariance)
+        if np.square(lower.diagonal()).min() > least * covariance.diagonal().max():
+            return _Gaussian(statistics.mean, lower.T)
+    except np.linalg.LinAlgError:
+        pass  # it is singular
+    variances, directions = np.linalg.eigh(covariance)
+    kept = variances > least * variances[-1]
     factor = directions[:, kept] * np.sqrt(variances[kept])
     return _Gaussian(statistics.mean, factor.T)
 
@@ -142,11 +165,32 @@ def _from_covariance(statistics: FeatureStatistics) -> _Gaussian:
 def _distance(first: _Gaussian, second: _Gaussian) -> float:
     if np.array_equal(first.mean, second.mean) and np.array_equal(first.factor, second.factor):
         return 0.0
-    product = first.factor @ second.factor.T
-    overlap = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0
     spread = np.square(first.factor).sum() + np.square(second.factor).sum()
+    overlap = _sum_of_singular_values(first.factor @ second.factor.T, _TOLERANCE * spread)
     distance = np.square(first.mean - second.mean).sum() + spread - 2 * overlap
     return max(float(distance), 0.0)
+
+
+def _sum_of_singular_values(matrix: np.ndarray, tolerance: float) -> float:
+    """The sum to within a tolerance, or as exactly as float64 can where that takes longer.
+
+    Rounding shifts the eigenvalues w of M^T M by about e = eps max w at most, and thereby a root by
+    e / sqrt(w). Where a w is near e, or the roots may err by more than the tolerance in all, the
+    singular values are computed themselves.
+
+    Source: Anderson et al., "LAPACK Users' Guide", 1999, section 4.7.
+    """
+    if not matrix.size:
+        return 0.0
+    if len(matrix) < matrix.shape[1]:
+        matrix = matrix.T
+    eigenvalues = np.linalg.eigvalsh(matrix.T @ matrix)
+    error = _EPSILON * eigenvalues[-1]
+    if eigenvalues[0] > len(eigenvalues) * error:  # so all of them have digits
+        roots = np.sqrt(eigenvalues)
+        if (error / roots).sum() <= tolerance:
+            return float(roots.sum())
+    return float(np.linalg.svd(matrix, compute_uv=False).sum())
 
 
 def _intercept(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

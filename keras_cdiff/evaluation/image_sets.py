@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from keras_cdiff.data import (
     to_channels,
     to_uint8,
 )
+from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.samplers import Guidance, Sampler, default_sampler, sample
 
 
@@ -51,11 +53,12 @@ class SourceImages(ImageSet):
 
     Args:
         source: a `keras_cdiff.data.Source`, or its name as for `open_source` ("npz:PATH",
-            "folder:PATH", "tfds:NAME:SPLIT", "emoji"), or a uint8 array (N, H, W, C).
+            "folder:PATH", "tfds:NAME:SPLIT", "emoji"), or the path of an .npz file or a folder, or
+            a uint8 array (N, H, W, C).
         image_size: centre-crops and resizes as training does; None leaves the images as they are.
         channels: 1 averages colours into grey, 3 repeats grey; None leaves grey and RGB as they
             are. Transparent images are laid on white.
-        num_images: how many from the beginning; None for all.
+        num_images: how many of them, at even distances; None for all.
         name: what the set is called in results; the source's name by default.
 
     Raises:
@@ -64,35 +67,36 @@ class SourceImages(ImageSet):
 
     def __init__(
         self,
-        source: Source | str | np.ndarray,
+        source: Source | str | os.PathLike | np.ndarray,
         image_size: int | None = None,
         channels: int | None = None,
         num_images: int | None = None,
         name: str | None = None,
     ):
+        if isinstance(source, os.PathLike):
+            source = f"{'folder' if Path(source).is_dir() else 'npz'}:{os.fspath(source)}"
         if isinstance(source, str):
             source = open_source(source)
         elif not isinstance(source, Source):
             source = ArraySource(name or "array", source)
         self.source, self.image_size, self.channels = source, image_size, channels
         self.name = name or source.name
-        self._count = len(source) if num_images is None else num_images
-        if not 1 <= self._count <= len(source):
-            raise ValueError(
-                f"`num_images` must be 1 to {len(source)}, the number of images in "
-                f"{source.name!r}. Received: num_images={num_images}"
-            )
+        total = len(source)
+        if num_images is not None:
+            limit = f"as many as there are in {source.name!r} at the most"
+            check_count("num_images", num_images, 1, total, limit)
+        self._places = np.arange(num_images or total) * total // (num_images or total)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._places)
 
     def batches(self, start: int, batch_size: int) -> Iterator[Sequence[np.ndarray]]:
         with ThreadPool(min(4, os.cpu_count() or 1)) as pool:  # decoding releases the lock
-            for first in range(start, self._count, batch_size):
-                yield pool.map(self._read, range(first, min(first + batch_size, self._count)))
+            for first in range(start, len(self), batch_size):
+                yield pool.map(self._read, self._places[first : first + batch_size])
 
-    def _read(self, index: int) -> np.ndarray:
-        image = self.source[index]["image"]
+    def _read(self, place: int) -> np.ndarray:
+        image = self.source[int(place)]["image"]
         channels = self.channels or (1 if image.shape[-1] == 1 else 3)
         if self.image_size is not None:
             return to_uint8(prepare_image(image, self.image_size, channels))
@@ -100,20 +104,27 @@ class SourceImages(ImageSet):
 
     def labels(self) -> np.ndarray | None:
         """Returns the labels (N,) of the images, or None."""
-        if not self.source.num_classes:
-            return None
-        return np.array([self.source[i]["label"] for i in range(self._count)], dtype="int32")
+        labels = self.source.labels()
+        return None if labels is None else labels[self._places]
 
     def describe(self) -> dict:
-        return {"images": self.name, "count": self._count, "image_size": self.image_size}
+        return {
+            "images": self.name,
+            "count": len(self),
+            "image_size": list(self._read(0).shape[:2]),  # that of the first
+            "labels": count_labels(self.labels()),
+        }
 
     def digest(self) -> str:
-        parts = (self.source.digest(), self._count, self.image_size, self.channels)
+        parts = (self.source.digest(), self._places.tolist(), self.image_size, self.channels)
         return _sha256(repr(parts))
 
 
 class GeneratedImages(ImageSet):
     """Samples of a model, drawn when they are read; sample i depends on `seed` + i and its label.
+
+    A model that has taken no training step here, such as one from a weights file alone, is
+    described without iteration and average, which are not known then.
 
     Args:
         model: a `DiffusionModel` of images with 1 or 3 channels.
@@ -124,7 +135,6 @@ class GeneratedImages(ImageSet):
         guidance: scale of the guidance, or a `Guidance`.
         use_ema: whether the averaged weights are used, if the model keeps an average.
         batch_size: samples drawn at once.
-        iteration: training steps of the weights, for results; None for those of the model.
         name: what the set is called in results.
 
     Raises:
@@ -142,7 +152,6 @@ class GeneratedImages(ImageSet):
         guidance: float | Guidance = 1.0,
         use_ema: bool = True,
         batch_size: int = 64,
-        iteration: int | None = None,
         name: str = "samples",
     ):
         channels = model.image_shape[-1]
@@ -151,16 +160,9 @@ class GeneratedImages(ImageSet):
                 "Images to compare have 1 or 3 channels; latents must be decoded first. "
                 f"Received: a model of {channels} channels"
             )
-        for argument, value, least in (
-            ("num_images", num_images, 1),
-            ("seed", seed, 0),
-            ("batch_size", batch_size, 1),
-        ):
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(
-                    f"`{argument}` must be an integer of at least {least}. "
-                    f"Received: {argument}={value!r}"
-                )
+        num_images = check_count("num_images", num_images, 1, None, "the number of samples")
+        seed = check_count("seed", seed, 0, None, "that of the first sample")
+        batch_size = check_count("batch_size", batch_size, 1, None, "samples drawn at once")
         if label is None and model.num_classes:
             label = np.arange(num_images) % model.num_classes
         if label is not None:
@@ -169,7 +171,7 @@ class GeneratedImages(ImageSet):
         self.seed, self.label, self.guidance = seed, label, Guidance.of(guidance)
         self.use_ema = use_ema and model.ema_backbone is not None
         self.batch_size, self._count = batch_size, num_images
-        self.iteration, self.name = iteration, name
+        self.name = name
 
     def __len__(self) -> int:
         return self._count
@@ -189,35 +191,49 @@ class GeneratedImages(ImageSet):
                 batch_size=self.batch_size,
                 progress=False,
             )
-            yield to_uint8(images[: self._count - first])
+            images = images[: self._count - first]
+            if not np.isfinite(images).all():
+                raise FloatingPointError(
+                    "The model's samples are not finite: look for the first step at which its loss "
+                    "or its weights were not, and use weights of before. "
+                    f"Received: samples of {self.name!r} that are not finite"
+                )
+            yield to_uint8(images)
 
     def describe(self) -> dict:
-        iteration = self.iteration
-        if iteration is None:
-            iteration = int(keras.ops.convert_to_numpy(self.model.iteration))
+        iteration = int(keras.ops.convert_to_numpy(self.model.iteration)) or None
         ema = None
-        if self.use_ema:
+        if self.use_ema and iteration:
             decay, _ = self.model.averages()[0]
             ema = f"{type(decay).__name__}({_arguments(decay)})"
+        interval = self.guidance.interval
         return {
             "images": self.name,
             "count": self._count,
-            "image_size": self.model.image_shape[0],
+            "image_size": list(self.model.image_shape[:2]),
+            "labels": count_labels(self.label),
             "sampler": f"{type(self.sampler).__name__}({_arguments(self.sampler)})",
             "num_steps": self.sampler.num_steps,
             "guidance": self.guidance.scale,
-            "guidance_interval": self.guidance.interval,
+            "guidance_interval": None if interval is None else list(interval),
             "seeds": [self.seed, self.seed + self._count - 1],
-            "labels": _count_labels(self.label),
+            "use_ema": self.use_ema,
             "ema": ema,
             "iteration": iteration,
+            "weights": self._weights_digest()[:16],
         }
 
-    def digest(self) -> str:
+    def _weights_digest(self) -> str:
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()  # within fit() on JAX the weights are not on the model
         network = self.model.ema_backbone if self.use_ema else self.model.backbone
         sha = hashlib.sha256()
         for weight in network.get_weights():
             sha.update(np.ascontiguousarray(weight).tobytes())
+        return sha.hexdigest()
+
+    def digest(self) -> str:
+        network = self.model.ema_backbone if self.use_ema else self.model.backbone
         unnamed = {k: v for k, v in network.get_config().items() if k not in ("name", "trainable")}
         config = {
             "network": unnamed,
@@ -230,7 +246,7 @@ class GeneratedImages(ImageSet):
             "seeds": (self.seed, self._count),
             "labels": None if self.label is None else self.label.tolist(),
         }
-        return _sha256(sha.hexdigest() + repr(config))
+        return _sha256(self._weights_digest() + repr(config))
 
 
 def proportional_labels(labels: np.ndarray, num_images: int, seed: int = 0) -> np.ndarray:
@@ -245,8 +261,8 @@ def proportional_labels(labels: np.ndarray, num_images: int, seed: int = 0) -> n
     return np.random.default_rng(seed).permutation(np.sort(labels)[places.astype(np.int64)])
 
 
-def _count_labels(label: np.ndarray | None) -> dict[str, int] | None:
-    """How often each label occurs."""
+def count_labels(label: np.ndarray | None) -> dict[str, int] | None:
+    """Returns how often each label occurs, as JSON holds it."""
     if label is None:
         return None
     values, counts = np.unique(label, return_counts=True)

@@ -32,9 +32,13 @@ _COLUMNS = {
     "sampler": ("generated", "sampler"),
     "num_steps": ("generated", "num_steps"),
     "guidance": ("generated", "guidance"),
+    "guidance_interval": ("generated", "guidance_interval"),
     "seeds": ("generated", "seeds"),
+    "use_ema": ("generated", "use_ema"),
     "ema": ("generated", "ema"),
     "iteration": ("generated", "iteration"),
+    "weights": ("generated", "weights"),
+    "backend": ("backend",),
     "keras_cdiff": ("keras_cdiff",),
 }
 
@@ -63,8 +67,8 @@ class Result:
         """
         time = self.record["time"].split("+")[0].replace(":", "")
         record, table = Path(folder) / f"evaluation-{time}.json", Path(folder) / "evaluations.csv"
-        self.append_csv(table)
         self.write_json(record)
+        self.append_csv(table)
         return record, table
 
     def write_json(self, path: str | os.PathLike) -> None:
@@ -98,7 +102,6 @@ class Result:
         sides = (
             f"{self.record[side]['images']} ({self.record[side]['count'] or 'unknown number'})"
             for side in ("generated", "reference")
-            if self.record[side] is not None
         )
         extractor = self.record["extractor"]
         lines = [

@@ -1,5 +1,6 @@
 """Mean and covariance of features, gathered batch by batch and process by process."""
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -7,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_cdiff.evaluation.checks import block_rows, check_count, check_features
+from keras_cdiff.evaluation.checks import (
+    block_rows,
+    check_count,
+    check_features,
+    check_finite,
+)
 from keras_cdiff.files import write_whole
 
-# What float32 arithmetic in another tool may leave of a covariance's symmetry.
-_ASYMMETRY = 1e-5
+# How far float32 arithmetic in another tool may take a covariance from one that is symmetric and
+# positive semidefinite, relative to its largest element or its norm.
+_ROUNDING = 1e-5
 
 _STORED = ("mu", "sigma", "num_images", "description")
 
@@ -48,14 +55,24 @@ class FeatureStatistics:
         self._covariance: np.ndarray | None = None  # of a file without a count
 
     @classmethod
-    def of(cls, features: object) -> "FeatureStatistics":
+    def of(cls, features: object, name: str = "features") -> "FeatureStatistics":
         """Returns the statistics of features (N, D), N >= 2, read in blocks of rows.
+
+        Args:
+            features: an array (N, D), a memory map for instance.
+            name: what to call them in messages.
 
         Raises:
             ValueError: if the features are not a finite floating-point array of that shape.
         """
-        features = check_features("features", features)
-        return cls(features.shape[1]).update(features)
+        features = check_features(name, features, finite=False)
+        statistics = cls(features.shape[1])
+        statistics._add(*_moments(name, features))
+        return statistics
+
+    def copy(self) -> "FeatureStatistics":
+        """Returns statistics of the same rows that share nothing with these."""
+        return copy.deepcopy(self)
 
     @property
     def mean(self) -> np.ndarray:
@@ -86,20 +103,10 @@ class FeatureStatistics:
             ValueError: if the features are not a finite floating-point array of that shape, or the
                 statistics come from a file without a count.
         """
-        features = check_features("features", features, min_rows=1)
+        features = check_features("features", features, min_rows=1, finite=False)
         self._check_fits(features.shape[1])
         self._check_counted()
-        # Blocks are summed around the mean of the first, near enough to that of all.
-        rows, count = block_rows(self.width), len(features)
-        centre = features[:rows].mean(axis=0, dtype=np.float64)
-        total, scatter = np.zeros_like(self._mean), np.zeros_like(self._scatter)
-        for start in range(0, count, rows):
-            block = features[start : start + rows] - centre
-            total += block.sum(axis=0)
-            scatter += block.T @ block
-        scatter -= _square(total / np.sqrt(count))
-        np.fill_diagonal(scatter, np.maximum(scatter.diagonal(), 0))  # of constant features
-        self._add(count, centre + total / count, scatter)
+        self._add(*_moments("features", features))
         return self
 
     def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
@@ -121,7 +128,7 @@ class FeatureStatistics:
     def save(self, path: str | os.PathLike, description: Mapping | None = None) -> None:
         """Writes mu, sigma, num_images and the description to an .npz, whole or not at all.
 
-        pytorch-fid, clean-fid and EDM read such a file.
+        pytorch-fid and EDM read such a file.
 
         Args:
             path: a name that ends in .npz; its folder is made if missing.
@@ -153,12 +160,14 @@ class FeatureStatistics:
     def load(cls, path: str | os.PathLike) -> "FeatureStatistics":
         """Reads a statistics file of `save`, pytorch-fid, clean-fid, EDM or guided-diffusion.
 
-        The last four hold mu and sigma alone: the count is then None, and such statistics can be
-        compared but neither updated nor merged.
+        The last four do not tell how many images they are of: the count is then None, and such
+        statistics can be compared but neither updated nor merged. What else is in the file, such
+        as the images and the spatial moments mu_s and sigma_s of guided-diffusion, is not read.
 
         Raises:
-            ValueError: if the file is missing, damaged or of another kind, or mu (D,) and sigma
-                (D, D) are not finite or not the moments of one set.
+            ValueError: if the file is missing, damaged or of another kind, mu (D,) and sigma (D, D)
+                are not finite, or sigma is no covariance: not symmetric or not positive
+                semidefinite, beyond the rounding of float32.
         """
         try:
             with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -172,6 +181,11 @@ class FeatureStatistics:
                 "A statistics file must be a whole .npz with the arrays mu and sigma: compute it "
                 f"again. Received: path={str(path)!r} ({type(error).__name__}: {error})"
             ) from error
+        if not isinstance(description, dict):
+            raise ValueError(
+                "The description in a statistics file must be a JSON object: write the file with "
+                f"save(). Received: path={str(path)!r}, description={description!r}"
+            )
         problem = _find_problem(mean, covariance, count)
         if problem:
             raise ValueError(
@@ -213,6 +227,34 @@ class FeatureStatistics:
             )
 
 
+def _moments(name: str, features: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Returns count, mean and scatter of features (B, D), B >= 1, which `name` is called.
+
+    Raises:
+        ValueError: if one is not finite, or too large to be squared.
+    """
+    # Blocks are summed around the mean of the first, near enough to that of all.
+    count, width = features.shape
+    rows = block_rows(width)
+    # What is not finite makes the sums so: a check of its own would read everything once more.
+    with np.errstate(invalid="ignore", over="ignore"):
+        centre = features[:rows].mean(axis=0, dtype=np.float64)
+        total, scatter = np.zeros(width), np.zeros((width, width))
+        for start in range(0, count, rows):
+            block = features[start : start + rows] - centre
+            total += block.sum(axis=0)
+            scatter += block.T @ block
+        scatter -= _square(total / np.sqrt(count))
+    if not np.isfinite(total).all() or not np.isfinite(scatter.diagonal()).all():
+        check_finite(name, features)
+        raise ValueError(
+            f"`{name}` must be small enough to be squared in float64: scale the features down. "
+            f"Received: |{name}| up to {np.abs(features).max():.3g}"
+        )
+    np.fill_diagonal(scatter, np.maximum(scatter.diagonal(), 0))  # of constant features
+    return count, centre + total / count, scatter
+
+
 def _square(vector: np.ndarray) -> np.ndarray:
     """v v^T, symmetric to the last digit."""
     return np.outer(vector, vector)
@@ -229,10 +271,24 @@ def _find_problem(mean: np.ndarray, covariance: np.ndarray, count: int | None) -
         return f"mu has the shape {mean.shape}"
     if covariance.shape != (len(mean), len(mean)):
         return f"sigma has the shape {covariance.shape} and mu {mean.shape}"
-    if np.abs(covariance - covariance.T).max() > _ASYMMETRY * np.abs(covariance).max():
+    if np.abs(covariance - covariance.T).max() > _ROUNDING * np.abs(covariance).max():
         return "sigma is not symmetric"
-    if covariance.diagonal().min() < 0:
-        return "sigma has negative variances"
+    if not _is_semidefinite(covariance):
+        return "sigma is not positive semidefinite, so it has negative variances in some direction"
     if count is not None and count < 2:
         return f"num_images is {count}"
     return None
+
+
+def _is_semidefinite(covariance: np.ndarray) -> bool:
+    """Whether no eigenvalue is below 0, beyond rounding: by a factorization, which costs little."""
+    largest = np.abs(covariance).max()
+    if largest == 0:
+        return True
+    scaled = covariance.astype(np.float64) / largest  # whose norm cannot overflow
+    scaled[np.diag_indices_from(scaled)] += _ROUNDING * np.linalg.norm(scaled)
+    try:
+        np.linalg.cholesky(scaled)
+    except np.linalg.LinAlgError:
+        return False
+    return True

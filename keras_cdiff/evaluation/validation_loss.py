@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.curriculum import Clusters
+from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.objectives import Objective
 from keras_cdiff.validation import check_images, check_labels
 
@@ -76,21 +77,14 @@ class ValidationLoss:
                 f"`labels` must be {len(images)} classes, one an image. "
                 f"Received: labels of shape {labels.shape}"
             )
-        for name, value, least in (
-            ("levels_per_cluster", levels_per_cluster, 1),
-            ("seed", seed, 0),
-            ("batch_size", batch_size, 1),
-        ):
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(
-                    f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-                )
         if clusters is not None and not isinstance(clusters, Clusters):
             clusters = Clusters(clusters)
         self.images, self.labels, self.clusters = images, labels, clusters
-        self.levels_per_cluster = int(levels_per_cluster)
-        self.seed = int(seed)
-        self.batch_size = int(batch_size)
+        self.levels_per_cluster = check_count(
+            "levels_per_cluster", levels_per_cluster, 1, None, "quantiles of each cluster"
+        )
+        self.seed = check_count("seed", seed, 0, None, "of all noise")
+        self.batch_size = check_count("batch_size", batch_size, 1, None, "images at once")
 
     def __call__(self, model: keras.Model, use_ema: bool = True) -> dict:
         """Evaluates the loss; the model's metrics, noise streams and interval stay as they are.

@@ -70,7 +70,9 @@ def resolve(
         augment: probability in [0, 1] of each of the augmentations that a U-Net is told of; 0 for
             none.
         curriculum: "paper" (easy to hard, cumulative), "none", "hard_to_easy" or "isolated".
-        clusters: "uniform", "snr" or "quantile"; like the two below it has no effect on "none".
+        clusters: "uniform", "snr" or "quantile"; like the number below it only decides how a
+            validation loss is reported, and like the patience nothing else, where the curriculum is
+            "none".
         num_clusters: number of clusters.
         patience: iterations without improvement that a stage may last.
         dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16", of the network.
@@ -160,11 +162,12 @@ def resolve(
     staging.update(_given(clusters=clusters, num_clusters=num_clusters, patience=patience))
     _check_choice("clusters", staging["clusters"], CLUSTERS)
     PatiencePacing(staging["patience"])
-    if curriculum == "none":
-        config["curriculum"] = None
-    else:
-        edges = _make_clusters(config["model"], staging).get_config()["edges"]
+    edges = _make_clusters(config["model"], staging).get_config()["edges"]
+    config["curriculum"] = None
+    if curriculum != "none":
         config["curriculum"] = {"kind": curriculum, **staging, "edges": edges}
+    if config["validation"]:  # with the same clusters, whether a curriculum trains them or none
+        config["validation"]["edges"] = edges
     del config["description"], config["source"]
     return {
         "preset": preset,

@@ -8,11 +8,14 @@ from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation import (
     EvaluationCallback,
     Evaluator,
+    FeatureStatistics,
     GeneratedImages,
+    ImageSet,
     Result,
     SourceImages,
     ValidationLoss,
     ValidationLossCallback,
+    as_reference,
     open_extractor,
     proportional_labels,
 )
@@ -20,6 +23,9 @@ from keras_cdiff.samplers import Sampler
 from keras_cdiff.tensorboard import TensorBoardWriter
 from keras_cdiff.training.generation import sampling
 from keras_cdiff.training.workdir import Workdir
+
+# Images of the training data that samples are compared with while a model trains.
+MAX_REFERENCE = 50_000
 
 
 def evaluate_model(
@@ -36,6 +42,7 @@ def evaluate_model(
     guidance_interval: tuple[float, float] | None = None,
     use_ema: bool = True,
     batch_size: int = 64,
+    name: str | None = None,
 ) -> Result:
     """Returns the metrics of a model's samples against a reference.
 
@@ -51,16 +58,17 @@ def evaluate_model(
         num_samples: N.
         seed: sample i has the seed `seed` + i.
         sampler, num_steps, guidance, guidance_interval, use_ema, batch_size: as for `generate`.
+        name: what the samples are called in results; by default as the preset.
 
     Raises:
         ValueError: if an argument is out of its range or does not fit the model, or the reference
             cannot be read.
     """
     size, _, channels = model.image_shape
-    reference, label = reference or config["data"], None
-    if not reference.startswith("statistics:"):
-        reference = SourceImages(open_source(reference), size, channels)
-        label = _labels_like(model, reference, num_samples, seed)
+    reference = as_reference(reference or config["data"])
+    if isinstance(reference, SourceImages):
+        reference = SourceImages(reference.source, size, channels)
+    label = labels_like(model, reference, num_samples, seed)
     options = sampling(
         model,
         config,
@@ -78,8 +86,7 @@ def evaluate_model(
         seed=seed,
         use_ema=use_ema,
         batch_size=batch_size,
-        iteration=int(keras.ops.convert_to_numpy(model.iteration)),
-        name=config["preset"],
+        name=name or config["preset"],
     )
     return evaluator.evaluate(generated, reference)
 
@@ -110,15 +117,18 @@ def evaluation_callbacks(
     size, _, channels = model.image_shape
     if config.get("evaluation"):
         settings, count = config["evaluation"], config["evaluation"]["num_samples"]
-        reference = SourceImages(source, size, channels)
+        reference = SourceImages(source, size, channels, min(len(source), MAX_REFERENCE))
+        evaluator = Evaluator(
+            open_extractor(settings["extractor"]), cache=workdir.features, cache_generated=False
+        )
         callbacks.append(
             EvaluationCallback(
-                Evaluator(open_extractor(settings["extractor"]), progress=False),
+                evaluator,
                 reference,
                 settings["every"],
                 count,
                 sampler,
-                label=_labels_like(model, reference, count),
+                label=labels_like(model, reference, count),
                 guidance=config["sampling"]["guidance"] if model.num_classes else 1.0,
                 path=workdir.evaluation_file,
                 tensorboard=tensorboard,
@@ -126,8 +136,8 @@ def evaluation_callbacks(
         )
     if config.get("validation"):
         settings = config["validation"]
-        images, labels = _held_out(settings["data"], settings["num_images"], model)
-        validation_loss = ValidationLoss(images, labels)
+        images, labels = _held_out(settings["data"], settings["num_images"], model, source)
+        validation_loss = ValidationLoss(images, labels, settings["edges"])
         validation_loss.check(model)
         callbacks.append(
             ValidationLossCallback(
@@ -140,23 +150,46 @@ def evaluation_callbacks(
     return callbacks
 
 
-def _labels_like(
-    model: DiffusionModel, reference: SourceImages, num_samples: int, seed: int = 0
+def labels_like(
+    model: DiffusionModel,
+    reference: ImageSet | FeatureStatistics,
+    num_samples: int,
+    seed: int = 0,
 ) -> np.ndarray | None:
-    """Labels in the reference's proportions, if it has the model's classes."""
-    if not model.num_classes or reference.source.num_classes != model.num_classes:
+    """Returns labels in the reference's proportions, if it has the model's classes, else None."""
+    if isinstance(reference, FeatureStatistics):
+        counts = reference.description.get("labels") or {}
+        labels = np.repeat([int(label) for label in counts], list(counts.values()))
+    else:
+        labels = reference.labels()
+    if labels is None or len(labels) == 0 or not model.num_classes:
         return None
-    return proportional_labels(reference.labels(), num_samples, seed)
+    return (
+        proportional_labels(labels, num_samples, seed) if max(labels) < model.num_classes else None
+    )
 
 
 def _held_out(
-    data: str, num_images: int, model: DiffusionModel
+    data: str, num_images: int, model: DiffusionModel, training: Source
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Up to `num_images` images of a source at even distances, prepared as training does."""
+    """Up to `num_images` images of a source at even distances, prepared as training does, and
+    labels as training has them.
+    """
     source = open_source(data)
     size, _, channels = model.image_shape
     places = np.unique(np.linspace(0, len(source) - 1, num_images).round().astype(int))
     examples = [source[int(place)] for place in places]
     images = np.stack([prepare_image(example["image"], size, channels) for example in examples])
-    labelled = model.num_classes and source.num_classes
-    return images, np.array([e["label"] for e in examples]) if labelled else None
+    if not model.num_classes or not source.num_classes:
+        return images, None
+    labels = np.array([example["label"] for example in examples])
+    if source.class_names and training.class_names:
+        unknown = sorted(set(source.class_names) - set(training.class_names))
+        if unknown:
+            raise ValueError(
+                "The validation data must have classes of the training data, which are "
+                f"{', '.join(training.class_names)}: choose other images. "
+                f"Received: validation_data={data!r}, with {', '.join(unknown)}"
+            )
+        labels = np.array([training.class_names.index(name) for name in source.class_names])[labels]
+    return images, labels

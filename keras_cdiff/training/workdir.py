@@ -3,6 +3,7 @@
 config.json             the resolved configuration
 log.jsonl               one record a log interval
 evaluations.jsonl       one record an evaluation of samples, if there are any
+features/               the training data's features, if samples are evaluated
 validation.jsonl        one record a measurement of the validation loss, if there are any
 tensorboard/            TensorBoard events
 samples/                grids of samples, samples/step_000600.png
@@ -35,6 +36,7 @@ class Workdir:
         self.log_file = self.path / "log.jsonl"
         self.evaluation_file = self.path / "evaluations.jsonl"
         self.validation_file = self.path / "validation.jsonl"
+        self.features = self.path / "features"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"
         self.weights = self.path / "weights"

@@ -42,11 +42,11 @@ def test_a_run_is_evaluated_against_its_training_data(files, extractor_file, run
     (path,) = (files / "run" / "evaluation").glob("*.json")
     record = json.loads(path.read_text())
     generated, reference = record["generated"], record["reference"]
-    assert generated["images"] == "dit_emoji16"
+    assert generated["images"] == str(files / "run")
     assert (generated["count"], generated["seeds"]) == (12, [5, 16])
     assert (generated["num_steps"], generated["iteration"]) == (3, 7)
     assert generated["labels"] == {"0": 8, "1": 4}  # as the data has them
-    assert (reference["count"], reference["image_size"]) == (24, 8)
+    assert (reference["count"], reference["image_size"]) == (24, [8, 8])
     assert record["extractor"]["name"] == "quadrants"
     assert sorted(record["metrics"]) == ["frechet_distance", "precision", "recall"]
     with open(files / "run" / "evaluation" / "evaluations.csv", newline="") as file:
@@ -84,6 +84,11 @@ def test_images_are_evaluated_against_statistics(files, extractor_file, run_app,
         ([], "Give --workdir"),
         (["--workdir=run", "--images=npz:a.npz"], "Give --workdir"),
         (["--images=npz:missing.npz", "--reference=emoji", "--output=out"], "no such file"),
+        (
+            ["--images=npz:a.npz", "--reference=emoji", "--output=out", "--num_samples=9"],
+            "--num_samples concern samples of a model",
+        ),
+        (["--reference=emoji", "--write_statistics=emoji"], "ends in .npz"),
     ],
 )
 def test_what_cannot_be_done_is_said(

@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_cdiff.data import ArraySource, open_source
+from keras_cdiff.data import ArraySource, Source, open_source
 
 pytestmark = pytest.mark.backend_free
 
@@ -28,6 +30,30 @@ def test_importing_the_package_imports_no_reader():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout.strip() == b"[]"
+
+
+# digests
+
+
+def test_the_digest_of_single_images_tells_their_pixels_and_shapes():
+    images = list(random_images(3, 4, 6, 3))
+    turned = [images[0].reshape(6, 4, 3), *images[1:]]
+    other = [*images[:2], images[2] ^ 1]
+    regrouped = [np.concatenate(images[:2]), images[2]]
+    digests = [Source("a", each).digest() for each in (images, turned, other, regrouped)]
+    assert len(set(digests)) == 4
+    assert Source("b", [image.copy(order="F") for image in images]).digest() == digests[0]
+
+
+def test_the_digest_of_files_tells_that_one_has_changed(tmp_path):
+    for name, image in zip("ab", random_images(2, 4, 6, 3), strict=True):
+        write_image(tmp_path / f"{name}.bmp", image)
+    digest = open_source(f"folder:{tmp_path}").digest()
+    assert open_source(f"folder:{tmp_path}").digest() == digest
+    os.utime(tmp_path / "a.bmp", ns=(1, 1))
+    changed = open_source(f"folder:{tmp_path}").digest()
+    write_image(tmp_path / "c.bmp", random_images(4, 6, 3))
+    assert len({digest, changed, open_source(f"folder:{tmp_path}").digest()}) == 3
 
 
 # emoji
@@ -392,6 +418,24 @@ def test_tfds_reads_a_prepared_build(tfds_folder, monkeypatch, split, length, by
         assert example["image"].dtype == np.uint8
         assert example["label"].dtype == np.int32
         assert example["label"] == label_of[example["image"].tobytes()]
+    labels = source.labels()
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, [example["label"] for example in examples])
+
+
+def test_the_digest_of_tfds_tells_that_the_build_has_changed(tfds_folder, tmp_path):
+    folder = shutil.copytree(tfds_folder[0], tmp_path / "copy")
+
+    def digest(name="tiny_shapes", data_dir=folder):
+        return open_source(f"tfds:{name}", data_dir=data_dir).digest()
+
+    first = digest()
+    assert digest() == first
+    assert digest("tiny_shapes:train[:50%]") != first
+    assert digest(data_dir=tfds_folder[0]) != first
+    (shard,) = folder.glob("tiny_shapes/1.0.0/*train*")
+    os.utime(shard, ns=(1, 1))
+    assert digest() != first
 
 
 @pytest.mark.parametrize(

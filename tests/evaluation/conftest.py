@@ -19,6 +19,31 @@ def extractor():
     return from_model(keras.Model(images, [features, logits]), name="quadrants")
 
 
+class Counted:
+    """An extractor that counts the images it sees, and breaks off when it is told to."""
+
+    def __init__(self, extractor, stop_after=None):
+        self.extractor, self.seen, self.stop_after = extractor, 0, stop_after
+        self.before = lambda seen: None
+        self.change = lambda seen, outputs: outputs
+
+    def __getattr__(self, name):
+        return getattr(self.extractor, name)
+
+    def __call__(self, images):
+        if self.stop_after is not None and self.seen >= self.stop_after:
+            raise KeyboardInterrupt
+        self.before(self.seen)
+        self.seen += len(images)
+        return self.change(self.seen, self.extractor(images))
+
+
+@pytest.fixture
+def make_counted(extractor):
+    """A function: images after which the user interrupts -> the small extractor, counting."""
+    return lambda stop_after=None: Counted(extractor, stop_after)
+
+
 @pytest.fixture(scope="session")
 def photos():
     """A function: number of images, seed and brightness -> uint8 (N, 8, 8, 3), correlated."""

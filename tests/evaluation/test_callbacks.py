@@ -61,6 +61,9 @@ class FakeEvaluator:
     def __init__(self, distance=3.0):
         self.distance, self.calls = distance, []
 
+    def check(self, generated, reference):
+        assert isinstance(generated, FakeSamples)
+
     def evaluate(self, generated, reference):
         self.calls.append((generated, reference))
         metrics = {"frechet_distance": np.float64(self.distance), "recall": 0.5}
@@ -69,6 +72,9 @@ class FakeEvaluator:
 
 class Brightness:
     """Evaluates samples by their mean value."""
+
+    def check(self, generated, reference):
+        pass
 
     def evaluate(self, generated, reference):
         mean = np.mean(np.concatenate(list(generated.batches(0, len(generated)))))

@@ -36,8 +36,8 @@ BAD = {
     "one_axis": (GOOD[0], "shape"),
     "three_axes": (GOOD[:, :, None], "shape"),
     "no_columns": (GOOD[:, :0], "shape"),
-    "no_rows": (GOOD[:0], "at least 2 rows"),
-    "one_row": (GOOD[:1], "at least 2 rows"),
+    "no_rows": (GOOD[:0], r"at least \d rows"),
+    "one_row": (GOOD[:1], r"at least \d rows"),
     "nan": (np.where(np.arange(8)[:, None] == 5, np.nan, GOOD), r"finite in \w+\[5\]"),
     "infinity": (np.where(np.arange(8)[:, None] == 2, np.inf, GOOD), r"finite in \w+\[2\]"),
 }

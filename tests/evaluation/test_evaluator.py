@@ -9,7 +9,6 @@ import pytest
 
 from keras_cdiff import evaluation
 from keras_cdiff.evaluation import evaluator as evaluator_module
-from keras_cdiff.evaluation.extraction import extract
 from keras_cdiff.evaluation.features import from_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:the Frechet distance of")
@@ -32,7 +31,7 @@ def test_the_metrics_are_those_of_the_features(make, extractor, photos):
     features, logits = extractor(ours)
     reference, _ = extractor(theirs)
     kernel = evaluation.kernel_distance(reference, features, 5, 20, seed=0)
-    score = evaluation.inception_score(logits, 4)
+    score = evaluation.inception_score(logits, 4, seed=0)
     precision_recall = evaluation.precision_recall(reference, features, 3)
     assert result.metrics == pytest.approx(
         {
@@ -120,79 +119,12 @@ def test_statistics_of_other_tools_are_taken_if_they_fit(make, photos, tmp_path,
         make().evaluate(photos(), f"statistics:{tmp_path / 'wide.npz'}")
 
 
-class Counted:
-    """An extractor that counts the images it sees, and breaks off when it is told to."""
-
-    def __init__(self, extractor, stop_after=None):
-        self.extractor, self.seen, self.stop_after = extractor, 0, stop_after
-
-    def __getattr__(self, name):
-        return getattr(self.extractor, name)
-
-    def __call__(self, images):
-        if self.stop_after is not None and self.seen >= self.stop_after:
-            raise KeyboardInterrupt
-        self.seen += len(images)
-        return self.extractor(images)
-
-
-def test_the_reference_is_extracted_once(extractor, photos):
-    counted = Counted(extractor)
+def test_the_reference_is_extracted_once(make_counted, photos):
+    counted = make_counted()
     evaluator = evaluation.Evaluator(counted, ["frechet_distance"], progress=False)
     for seed in (1, 2, 3):
         evaluator.evaluate(photos(10, seed), photos(50))
     assert counted.seen == 50 + 3 * 10
-
-
-def test_cached_features_are_not_extracted_again(extractor, photos, tmp_path):
-    results = []
-    for expected in (90, 0):
-        counted = Counted(extractor)
-        options = {"num_subsets": 2, "subset_size": 9, "progress": False}
-        evaluator = evaluation.Evaluator(counted, cache=tmp_path, **options)
-        results.append(evaluator.evaluate(photos(40, 1), photos(50)).metrics)
-        assert counted.seen == expected
-    assert results[0] == results[1]
-    counted = Counted(extractor)  # other images, other features
-    evaluation.Evaluator(counted, cache=tmp_path, **options).evaluate(photos(40, 2), photos(50))
-    assert counted.seen == 40
-
-
-@pytest.mark.parametrize("stop_after", [0, 32, 66])
-def test_an_interrupted_extraction_goes_on(extractor, photos, tmp_path, stop_after):
-    images = evaluation.SourceImages(photos(70))
-    expected = extract(images, extractor, progress=False)
-    with pytest.raises(KeyboardInterrupt):
-        extract(images, Counted(extractor, stop_after), tmp_path, batch_size=2, progress=False)
-    counted = Counted(extractor)
-    found = extract(images, counted, tmp_path, batch_size=2, progress=False)
-    assert counted.seen == 70 - stop_after // 32 * 32  # what was noted, every 16 batches
-    np.testing.assert_array_equal(found.features, expected.features)
-    np.testing.assert_array_equal(found.logits, expected.logits)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"), [("progress.json", '{"done": 1'), ("features.npy", "no array")]
-)
-def test_damaged_features_are_found(extractor, photos, tmp_path, name, text):
-    images = evaluation.SourceImages(photos())
-    extract(images, extractor, tmp_path, progress=False)
-    (folder,) = tmp_path.iterdir()
-    (folder / name).write_text(text)
-    with pytest.raises(ValueError, match=r"damaged: remove the folder\. Received: folder="):
-        extract(images, extractor, tmp_path, progress=False)
-
-
-def test_images_of_several_sizes_are_resized_one_by_one(extractor, photos):
-    class Mixed(evaluation.SourceImages):
-        def _read(self, index):
-            image = super()._read(index)
-            return image.repeat(2, axis=0).repeat(2, axis=1) if index % 2 else image
-
-    found = extract(Mixed(photos(6)), extractor, progress=False).features
-    large = photos(6)[1::2].repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(found[::2], extractor(photos(6)[::2])[0])
-    np.testing.assert_allclose(found[1::2], extractor(large)[0], atol=1e-3)
 
 
 def test_results_are_written(make, photos, tmp_path):
@@ -215,10 +147,63 @@ def test_results_are_written(make, photos, tmp_path):
 
 
 @pytest.mark.parametrize("side", ["generated", "reference"])
-def test_a_single_image_is_refused(make, photos, side):
-    sets = {"generated": photos(), "reference": photos(), side: photos(1)}
-    with pytest.raises(ValueError, match=f"at least two images.*Received: {side} images"):
-        make().evaluate(**sets)
+@pytest.mark.parametrize(
+    ("metrics", "least"),
+    [(["frechet_distance"], 2), (["frechet_distance_infinity"], 3), (["precision_recall"], 4)],
+)
+def test_sets_too_small_are_refused_before_anything_is_extracted(photos, side, metrics, least):
+    class Unread(evaluation.SourceImages):
+        def batches(self, start, batch_size):
+            raise AssertionError("read")
+
+    few, enough = Unread(photos(least - 1)), Unread(photos())
+    sets = {"generated": enough, "reference": enough, side: few}
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    evaluator = evaluation.Evaluator(model, metrics)
+    with pytest.raises(ValueError, match=f"at least {least} images.*Received: {side} images"):
+        evaluator.evaluate(**sets)
+
+
+def test_few_images_are_divided_into_fewer_subsets_and_splits(make, photos):
+    settings = make().evaluate(photos(7), photos()).record["settings"]
+    assert (settings["subset_size"], settings["splits"]) == (7, 3)
+
+
+def test_a_reference_of_another_size_is_noted(make, photos, tmp_path):
+    large = photos().repeat(2, axis=1).repeat(2, axis=2)
+    with pytest.warns(UserWarning, match="images of 8 x 8 pixels .* reference of 16 x 16"):
+        result = make().evaluate(photos(), large)
+    assert any("one image_size" in note for note in result.record["notes"])
+    make().statistics(large).save(tmp_path / "large.npz")
+    with pytest.warns(UserWarning, match="images of 8 x 8 pixels .* reference of 16 x 16"):
+        make().evaluate(photos(), f"statistics:{tmp_path / 'large.npz'}")
+    prepared = evaluation.SourceImages(large, image_size=8)
+    assert len(make().evaluate(photos(), prepared).record["notes"]) == 1  # few images
+
+
+def test_statistics_that_are_handed_out_change_nothing(make, photos):
+    evaluator = make(["frechet_distance"])
+    expected = evaluator.evaluate(photos(40, 1), photos(50)).metrics
+    statistics = evaluator.statistics(photos(50))
+    statistics.merge(evaluator.statistics(photos(20, 3)))
+    assert evaluator.evaluate(photos(40, 1), photos(50)).metrics == expected
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"batch_size": 0},
+        {"k": 0},
+        {"num_subsets": 0},
+        {"subset_size": 1},
+        {"splits": 0},
+        {"seed": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused(make, bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"Received: {name}={value}"):
+        make(**bad)
 
 
 @pytest.mark.parametrize("metrics", [["fid"], []])

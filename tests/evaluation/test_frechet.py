@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
-from keras_cdiff.evaluation.frechet import frechet_distance, frechet_distance_infinity
+from keras_cdiff.evaluation.frechet import (
+    _sum_of_singular_values,
+    frechet_distance,
+    frechet_distance_infinity,
+)
 from keras_cdiff.evaluation.statistics import FeatureStatistics
 
 pytestmark = pytest.mark.backend_free
@@ -84,6 +88,63 @@ def test_no_digits_are_lost_where_covariances_are_nearly_singular():
     assert frechet_distance(features, features[::-1]) < 1e-13
     expected = np.square(0.5 * deviations).sum()
     assert frechet_distance(features, 1.5 * features) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.fixture
+def count_svd(monkeypatch):
+    """Counts how often singular values are computed, which only the slower way needs."""
+    calls = []
+    svd = np.linalg.svd
+
+    def count(*args, **kwargs):
+        calls.append(args[0].shape)
+        return svd(*args, **kwargs)
+
+    monkeypatch.setattr(np.linalg, "svd", count)
+    return calls
+
+
+@pytest.mark.parametrize("decades", [1, 3, 5, 7])
+def test_both_ways_give_the_closed_form(decades, count_svd, monkeypatch):
+    """Covariances with common directions: the distance is that of standard deviations."""
+    first = np.logspace(0, -decades / 2, 60)
+    second = np.roll(first, 7)
+    directions = np.linalg.qr(RNG.normal(size=(60, 60)))[0]
+    real, generated = (
+        FeatureStatistics.of(with_moments(np.zeros(60), np.eye(60), 90) * deviations @ directions)
+        for deviations in (first, second)
+    )
+    expected = np.square(first - second).sum()
+    fast = frechet_distance(real, generated)
+    assert not count_svd
+    monkeypatch.setattr("keras_cdiff.evaluation.frechet._TOLERANCE", 0)
+    exact = frechet_distance(real, generated)
+    assert count_svd == [(60, 60)]
+    assert fast == pytest.approx(expected, rel=1e-10)
+    assert exact == pytest.approx(expected, rel=1e-10)
+    assert fast == pytest.approx(exact, rel=1e-11)
+
+
+def test_singular_covariances_take_the_exact_way(golden, count_svd):
+    data = golden("metrics")
+    frechet_distance(data["in/ref"], data["in/gen"])
+    assert not count_svd
+    small = data["in/small_ref"], data["in/small_gen"]
+    frechet_distance(*small)
+    frechet_distance(*map(FeatureStatistics.of, small))
+    assert len(count_svd) == 2
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (20, 40), (40, 20), (1, 5), (0, 4)])
+@pytest.mark.parametrize("decades", [2, 8, 12, 300])
+def test_sum_of_singular_values_is_within_its_tolerance(shape, decades):
+    least = min(shape)
+    left, right = (np.linalg.qr(RNG.normal(size=(size, size)))[0][:, :least] for size in shape)
+    values = np.logspace(0, -decades, least)
+    matrix = left * values @ right.T
+    for tolerance in (0, 1e-9, 1e-6):
+        error = _sum_of_singular_values(matrix, tolerance) - values.sum()
+        assert abs(error) <= tolerance + 1e-13
 
 
 def test_duplicates_and_subspaces_of_deficient_rank():
@@ -198,6 +259,14 @@ def test_extrapolation_refuses_bad_numbers(bad):
     features = RNG.normal(size=(8, 3))
     with pytest.raises(ValueError, match=f"Received: {next(iter(bad))}="):
         frechet_distance_infinity(features, features, **bad)
+
+
+def test_extrapolation_needs_three_images():
+    features = RNG.normal(size=(8, 3))
+    with pytest.raises(ValueError, match=r"`generated` must have at least 3 rows"):
+        frechet_distance_infinity(features, features[:2])
+    value, error = frechet_distance_infinity(features, features[:3])
+    assert np.isfinite([value, error]).all()
 
 
 def test_extrapolation_needs_the_generated_features():

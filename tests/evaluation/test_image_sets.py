@@ -16,11 +16,30 @@ def read(images, start=0, batch_size=4):
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_a_source_is_read_in_order_from_any_image_on(photos, batch_size):
     array = photos(7)
-    images = SourceImages(array, num_images=6)
-    assert len(images) == 6
-    np.testing.assert_array_equal(read(images, batch_size=batch_size), array[:6])
-    np.testing.assert_array_equal(read(images, 4, batch_size), array[4:6])
-    assert images.describe() == {"images": "array", "count": 6, "image_size": None}
+    images = SourceImages(array)
+    assert len(images) == 7
+    np.testing.assert_array_equal(read(images, batch_size=batch_size), array)
+    np.testing.assert_array_equal(read(images, 4, batch_size), array[4:])
+    assert images.describe() == {
+        **{"images": "array", "count": 7, "image_size": [8, 8], "labels": None}
+    }
+
+
+@pytest.mark.backend_free
+def test_some_images_lie_at_even_distances(photos):
+    array, labels = photos(10), np.repeat([0, 1], 5)
+    images = SourceImages(data.ArraySource("ten", array, labels), num_images=4)
+    np.testing.assert_array_equal(read(images), array[[0, 2, 5, 7]])
+    np.testing.assert_array_equal(images.labels(), [0, 0, 1, 1])
+    assert images.describe()["labels"] == {"0": 2, "1": 2}
+
+
+@pytest.mark.backend_free
+def test_a_path_is_a_source(photos, tmp_path):
+    np.savez(tmp_path / "a.npz", images=photos(3))
+    assert len(SourceImages(tmp_path / "a.npz")) == 3
+    data.save_image_grid(photos(1), tmp_path / "folder" / "a.png", padding=0)
+    np.testing.assert_array_equal(read(SourceImages(tmp_path / "folder")), photos(1))
 
 
 @pytest.mark.backend_free
@@ -56,7 +75,7 @@ def test_the_digest_tells_whatever_decides_the_pixels(photos):
 @pytest.mark.backend_free
 @pytest.mark.parametrize("num_images", [0, 8])
 def test_a_source_has_only_so_many_images(photos, num_images):
-    with pytest.raises(ValueError, match=f"1 to 7.*Received: num_images={num_images}"):
+    with pytest.raises(ValueError, match=f"in \\[1, 7\\].*Received: num_images={num_images}"):
         SourceImages(photos(7), num_images=num_images)
 
 
@@ -70,12 +89,25 @@ def test_sample_i_is_that_of_its_seed_and_label(make_model):
     expected = data.to_uint8(sample(model, 5, Heun(2), batch_size=2, **options))
     np.testing.assert_array_equal(read(images), expected)
     np.testing.assert_allclose(np.int32(read(images, 3)), np.int32(expected[3:]), atol=1)
+    model.iteration.assign(12)
     described = images.describe()
     assert described["sampler"].startswith("Heun(num_steps=2")
     assert described["ema"] == "FixedDecay(decay=0.9)"
     assert described["seeds"] == [3, 7]
     assert described["labels"] == {"0": 2, "1": 2, "2": 1}
-    assert (described["guidance"], described["iteration"]) == (2.0, 0)
+    assert (described["guidance"], described["iteration"]) == (2.0, 12)
+    assert described["image_size"] == [8, 8]
+    model.iteration.assign(0)  # as of a weights file alone
+    assert (images.describe()["iteration"], images.describe()["ema"]) == (None, None)
+
+
+@pytest.mark.backend_free
+def test_samples_that_are_not_finite_are_told_apart(make_model):
+    model = make_model()
+    weight = model.ema_backbone.weights[0]
+    weight.assign(weight * np.nan)
+    with pytest.raises(FloatingPointError, match="samples of 'samples' that are not finite"):
+        read(GeneratedImages(model, 2, Heun(2)))
 
 
 @pytest.mark.backend_free

@@ -64,7 +64,6 @@ def test_strips_do_not_matter(golden, monkeypatch):
     )
     expected = squared_mmd(real, generated)
     monkeypatch.setattr("keras_cdiff.evaluation.kernel._STRIP_ROWS", 77)
-    monkeypatch.setattr("keras_cdiff.evaluation.kernel._PIECE_ROWS", 9)
     monkeypatch.setattr("keras_cdiff.evaluation.kernel.block_rows", lambda *_: 5)
     assert squared_mmd(real, generated) == pytest.approx(expected, rel=1e-9)
 

@@ -82,6 +82,35 @@ def test_a_refused_batch_leaves_no_trace(features, monkeypatch):
     assert_moments(statistics, features)
 
 
+@pytest.mark.parametrize("row", [0, 350, 699])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_the_row_that_is_not_finite_is_named(features, row, value):
+    """The sums show that there is one; it is looked for only then."""
+    bad = features.copy()
+    bad[row, 3] = value
+    with pytest.raises(ValueError, match=rf"set\[{row}\]"):
+        FeatureStatistics.of(bad, "set")
+
+
+def test_features_that_overflow_when_squared_are_refused(features):
+    assert FeatureStatistics.of(features * np.float32(1e35)).covariance.max() > 1e70
+    statistics = FeatureStatistics.of(features)
+    with pytest.raises(ValueError, match=r"squared in float64.* up to 1e\+200"):
+        statistics.update(np.outer(np.array([1e200, -1e200]), np.ones(12)))
+    assert_moments(statistics, features)
+
+
+def test_a_copy_shares_nothing(features):
+    statistics = FeatureStatistics.of(features[:300])
+    statistics.description = {"a": {"b": 1}}
+    copy = statistics.copy()
+    copy.update(features[300:])
+    copy.description["a"]["b"] = 2
+    assert_moments(copy, features)
+    assert_moments(statistics, features[:300])
+    assert statistics.description == {"a": {"b": 1}}
+
+
 def test_too_little_for_moments():
     statistics = FeatureStatistics(2)
     with pytest.raises(ValueError, match=r"no mean yet.*count=0"):
@@ -153,8 +182,9 @@ def eye(width, **changes):
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-SKEW = np.eye(3)
-SKEW[0, 1] = 0.1
+SWAP = np.zeros((3, 3))
+SWAP[0, 1] = 1
+SKEW = np.eye(3) + 0.1 * SWAP
 
 
 @pytest.mark.parametrize(
@@ -168,10 +198,14 @@ SKEW[0, 1] = 0.1
         (eye(3, mu=np.array([0, np.nan, 0])), "mu is not finite"),
         (eye(3, sigma=np.full((3, 3), np.inf)), "sigma is not finite"),
         (eye(3, sigma=-np.eye(3)), "negative variances"),
+        (eye(3, sigma=np.eye(3) + 2 * (SWAP + SWAP.T)), "not positive semidefinite"),
+        (eye(3, sigma=np.diag([1.0, 1.0, -1e-4])), "not positive semidefinite"),
         (eye(3, sigma=np.eye(3, dtype=int)), "sigma has the dtype int64"),
         (eye(3, num_images=np.int64(1)), "num_images is 1"),
         (eye(3, sigma=None), "'sigma'"),
         (eye(3, description=np.array("{")), "JSON"),
+        (eye(3, description=np.array("[1, 2]")), r"JSON object.* description=\[1, 2\]"),
+        (eye(3, description=np.array("null")), "JSON object"),
         ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, "'mu'"),
     ],
 )
@@ -180,6 +214,19 @@ def test_foreign_files_are_refused(tmp_path, arrays, problem):
     with pytest.raises(ValueError, match=problem) as error:
         FeatureStatistics.load(tmp_path / "statistics.npz")
     assert "statistics.npz" in str(error.value)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.0, 1e-200, 1e200])
+def test_covariances_of_deficient_rank_are_read(tmp_path, factor):
+    """Half of the eigenvalues are 0, and rounding in float32 makes some of them negative."""
+    rows = np.random.default_rng(0).normal(size=(10, 20))
+    sigma = np.cov(rows, rowvar=False).astype(np.float32).astype(np.float64)
+    sigma *= factor
+    if factor == 1:
+        assert np.linalg.eigvalsh(sigma).min() < -1e-9
+    np.savez(tmp_path / "statistics.npz", mu=rows.mean(axis=0), sigma=sigma)
+    loaded = FeatureStatistics.load(tmp_path / "statistics.npz")
+    np.testing.assert_array_equal(loaded.covariance, sigma)
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "text", "pickle", "npy", "folder"])

@@ -219,7 +219,15 @@ def test_evaluation_and_validation_are_off_unless_they_are_asked_for():
     config = training.resolve("dit_emoji16", evaluate_every=5, extractor="inception")
     assert config["evaluation"] == {"every": 5, "num_samples": 1000, "extractor": "inception"}
     config = training.resolve("dit_emoji16", validate_every=5, validation_data="npz:test.npz")
-    assert config["validation"] == {"every": 5, "data": "npz:test.npz", "num_images": 256}
+    edges = config["curriculum"]["edges"]
+    expected = {"every": 5, "data": "npz:test.npz", "num_images": 256, "edges": edges}
+    assert config["validation"] == expected
+    # Plain training is measured by the same clusters, to be compared with the curriculum.
+    plain = training.resolve(
+        "dit_emoji16", curriculum="none", validate_every=5, validation_data="npz:test.npz"
+    )
+    assert plain["validation"] == expected
+    assert plain["curriculum"] is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ class Extractor:
         network: a `keras.Model` from images (B, H, W, C) to features (B, D), or to features and
             logits (B, K).
         name: what the extractor is called in results.
-        version: what tells its weights from others; `weights_version` of them.
+        version: what tells the network from others of its name: a digest of its weights, and of
+            whatever else the name does not tell.
         image_size: height and width to which images are resized; None takes them as they come.
         resize: one of `keras_cdiff.evaluation.features.resize.MODES`.
         scale: number, or one for each channel.
@@ -94,6 +95,7 @@ class Extractor:
             "name": self.name,
             "version": self.version,
             "feature_width": self.feature_width,
+            "num_logits": self.num_logits,
             "image_size": None if self.image_size is None else list(self.image_size),
             "resize": self.resize,
         }

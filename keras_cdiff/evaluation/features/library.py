@@ -4,6 +4,8 @@ A distance between sets of images means something only beside the name and the v
 extractor, the resize before it and the number of images. An `Extractor` carries the first three.
 """
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.evaluation.features.architecture import architecture
 from keras_cdiff.evaluation.features.download import fetch
 from keras_cdiff.evaluation.features.extractor import Extractor, input_shape
 from keras_cdiff.evaluation.features.inception import INCEPTION_INPUT, inception_network
@@ -31,13 +34,14 @@ def from_model(
 ) -> Extractor:
     """Returns the extractor that a Keras model is.
 
-    Make it when the model is trained: its version is that of the weights at this moment, and of
-    the value range.
+    Make it when the model is trained: its version is that of the weights at this moment, of the
+    architecture and of the value range.
 
     Args:
         model: from float images (B, H, W, C), C being 3 or 1, to features (B, D), or to features
             and logits (B, K).
-        name: what it is called in results; by default the model's name.
+        name: what it is called in results; by default the model's name, without the number that
+            Keras adds to a name that was not given.
         image_size: height and width of the images that the model takes, or one number for both.
             By default that of the model's input; where the input leaves it open, images are not
             resized.
@@ -65,7 +69,7 @@ def from_model(
         image_size = (height, width) if height and width else None
     extractor = Extractor(
         model,
-        name=name or model.name,
+        name=name or _name(model),
         version="",
         image_size=image_size,
         resize=resize,
@@ -74,8 +78,21 @@ def from_model(
     )
     # Only now has every model its weights. Their names count what was built before: leave them out.
     weights = {str(i): ops.convert_to_numpy(weight) for i, weight in enumerate(model.weights)}
-    extractor.version = weights_version({"value_range": np.array(value_range), **weights})
+    facts = (
+        architecture(model),
+        weights_version(weights),
+        [float(low), float(high)],
+        [extractor.channels, extractor.feature_width, extractor.num_logits],
+    )
+    extractor.version = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return extractor
+
+
+def _name(model: keras.Model) -> str:
+    """The model's name, without the number that Keras adds to a name of its own making."""
+    stem = re.sub(r"_\d+$", "", model.name)
+    ours = stem.replace("_", "") != type(model).__name__.lower()
+    return model.name if ours else stem
 
 
 def inception(weights: Weights = None, resize: str = "clean") -> Extractor:
