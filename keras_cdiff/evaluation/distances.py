@@ -66,6 +66,13 @@ class Points:
         bound = 2 * (width + 2) * norm * (norm + radius) + 10 * (2 * norm + radius) ** 2
         return _HALF_ULP * bound + 4 * width * float(np.finfo(np.float32).tiny)
 
+    def near(self, other: "Points", row: int, rows: np.ndarray) -> np.ndarray:
+        """Some points in float64 as differences from a point of another set, or of this one."""
+        block = self.features[rows].astype(np.float64)
+        block -= other.features[row]
+        block *= self.scale
+        return block
+
     def exact(self, rows: np.ndarray, other: "Points", other_rows: np.ndarray) -> np.ndarray:
         """Returns |x - y|^2 of pairs, from differences in float64."""
         squared = np.empty(len(rows))
@@ -108,6 +115,27 @@ def squared_distances(
     tile += x_norms.astype(np.float32)[:, None]
     tile += y_norms.astype(np.float32)
     return tile
+
+
+def bounded_squared_distances(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the squared distances of points around a nearby centre, and bounds of their error.
+
+    Args:
+        x: (n, D), float64.
+        y: (m, D), float64.
+
+    Returns:
+        distances (n, m) and how far, at most, they are from those of `Points.exact`, which err too.
+    """
+    x_norms, y_norms = (np.einsum("nd,nd->n", a, a) for a in (x, y))
+    tile = x @ y.T
+    tile *= -2
+    tile += x_norms[:, None]
+    tile += y_norms
+    error = np.square(np.sqrt(x_norms)[:, None] + np.sqrt(y_norms))
+    error *= 2 * (x.shape[1] + 8) * float(np.finfo(np.float64).eps)
+    error += x.shape[1] * float(np.finfo(np.float64).tiny)
+    return tile, error
 
 
 def float16_squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

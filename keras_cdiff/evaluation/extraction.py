@@ -215,9 +215,9 @@ class _Folder(_Memory):
     def append(self, features: np.ndarray, logits: np.ndarray | None) -> None:
         super().append(features, logits)
         # The last note is written when the set has said that there are no more images.
-        if self.done < self._count:
-            if time.monotonic() - self._noted_at >= _SECONDS_BETWEEN_NOTES:
-                self._note()
+        waited = time.monotonic() - self._noted_at
+        if self.done < self._count and waited >= _SECONDS_BETWEEN_NOTES:
+            self._note()
 
     def _note(self) -> None:
         """Writes the rows to disk, then their number."""

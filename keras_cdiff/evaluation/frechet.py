@@ -27,8 +27,9 @@ def frechet_distance(real: object, generated: object) -> float:
     factor of S, or, where S is singular or nearly so, made of its symmetric eigenvalues without
     those below D eps times the largest. The singular values of P are the roots of the symmetric
     eigenvalues of P^T P; where one of these is near rounding, or all of it could change d^2 by more
-    than 1e-9 (tr S_1 + tr S_2), they come from P itself. So no root is taken of a number that rounding made, and
-    covariances of deficient rank cost no digits. All in float64, whatever the features' dtype.
+    than 1e-9 (tr S_1 + tr S_2), they come from P itself. So no root is taken of a number that
+    rounding made, and covariances of deficient rank cost no digits. All in float64, whatever the
+    features' dtype.
 
     It grows with fewer images: compare only sets of equal size, or extrapolate with
     `frechet_distance_infinity`.

@@ -11,6 +11,7 @@ from keras_cdiff.evaluation.checks import check_count, check_pair
 from keras_cdiff.evaluation.distances import (
     Points,
     around,
+    bounded_squared_distances,
     float16_squared_distances,
     keep_smallest,
     slices,
@@ -22,6 +23,7 @@ CONVENTIONS = ("exact", "adm")
 _TILE = 1024  # rows and columns of a tile: 4 MiB, which stay in the cache
 _ADM_TILE = 10_000  # guided-diffusion's, which decides in which type its distances are computed
 _BALLS = 1024  # whose exact radii are found together
+_FEW = 64  # pairs of a ball that are measured one by one
 _MAX_OPEN = 2**20  # pairs kept open before they are decided
 
 
@@ -126,28 +128,131 @@ class _Manifold:
             some = pairs[rounds == number]
             point, ball = some[~self._inside[some[:, 0]]].T
             self._find_exact_radii(np.unique(ball))
-            squared = self._points.exact(point, self._centres, ball)
-            self._inside[point[squared <= self._exact_squared_radii[ball]]] = True
+            self._inside[point[self._are_within(point, ball)]] = True
         return self._inside
+
+    def _are_within(self, point: np.ndarray, ball: np.ndarray) -> np.ndarray:
+        """Whether each pair's point is in its ball, whose exact radius is known."""
+        within, left = np.zeros(len(point), bool), np.arange(len(point))
+
+        def measure(pairs: np.ndarray) -> None:
+            squared = self._points.exact(point[pairs], self._centres, ball[pairs])
+            within[pairs] = squared <= self._exact_squared_radii[ball[pairs]]
+
+        # Balls of many points, as in sets that have collapsed, are decided by matrix products.
+        while len(left) > _FEW // 4 * len(balls := np.unique(ball[left])):
+            first = ball[left[0]]
+            squared = self._centres.exact(np.full(len(balls), first), self._centres, balls)
+            crowd = balls[(squared <= self._perhaps[first]) | (balls == first)]
+            chosen = np.isin(ball[left], crowd)
+            pairs, left = left[chosen], left[~chosen]
+            points, row = np.unique(point[pairs], return_inverse=True)
+            column = np.searchsorted(crowd, ball[pairs])
+            for rows in slices(len(points), _TILE):
+                x = self._points.near(self._centres, first, points[rows])
+                for columns in slices(len(crowd), _TILE):
+                    some = (row >= rows.start) & (row < rows.stop)
+                    some &= (column >= columns.start) & (column < columns.stop)
+                    if not some.any():
+                        continue
+                    y = self._centres.near(self._centres, first, crowd[columns])
+                    tile, error = bounded_squared_distances(x, y)
+                    place = row[some] - rows.start, column[some] - columns.start
+                    excess = tile[place] - self._exact_squared_radii[ball[pairs[some]]]
+                    within[pairs[some]] = excess <= -error[place]
+                    measure(pairs[some][np.abs(excess) <= error[place]])
+        measure(left)
+        return within
 
     def _find_exact_radii(self, balls: np.ndarray) -> None:
         """Finds the radii of some balls in float64, among the neighbours that float32 suggests."""
-        centres = self._centres
-        balls = balls[np.isnan(self._exact_squared_radii[balls])]
+        centres, few = self._centres, max(_FEW, 4 * self._k)
+        balls, crowded = balls[np.isnan(self._exact_squared_radii[balls])], []
         for some in slices(len(balls), _BALLS):
             chosen = balls[some]
-            x, candidates = centres[chosen], []
+            x, pairs, counts = centres[chosen], [], np.zeros(len(chosen), np.int64)
             for columns, y in centres.blocks(_TILE):
                 tile = squared_distances(x, centres.norms[chosen], y, centres.norms[columns])
-                row, other = np.nonzero(tile <= self._perhaps[chosen, None])
-                other += columns.start
-                different = chosen[row] != other
-                row, other = row[different], other[different]
-                candidates.append((row, centres.exact(chosen[row], centres, other)))
-            row, squared = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
-            order = np.lexsort((squared, row))
-            first = np.searchsorted(row[order], np.arange(len(chosen)))
-            self._exact_squared_radii[chosen] = squared[order[first + self._k - 1]]
+                suggested = tile <= self._perhaps[chosen, None]
+                counts += suggested.sum(axis=1)
+                suggested[counts > few] = False
+                row, other = np.nonzero(suggested)
+                pairs.append((row, other + columns.start))
+            row, other = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+            kept = counts[row] <= few
+            self._take_radii(chosen, row[kept], other[kept])
+            crowded.append(chosen[counts > few])
+        left = np.concatenate(crowded) if crowded else balls
+        while left.size:
+            left = self._find_crowded_radii(left, few)
+
+    def _find_crowded_radii(self, balls: np.ndarray, few: int) -> np.ndarray:
+        """Finds the radii of the first of some balls and of others beside it.
+
+        Around the first, float64 tells distances apart that float32 around the mean does not.
+
+        Returns:
+            the balls that are left.
+        """
+        centres, first = self._centres, balls[0]
+        reach = 9 * self._perhaps[first]
+        tolerance = centres.tolerance(np.full(len(centres), reach))[first]
+        one = np.array([first])
+        squared = np.concatenate(
+            [
+                squared_distances(centres[one], centres.norms[one], y, centres.norms[columns])[0]
+                for columns, y in centres.blocks(_TILE)
+            ]
+        )
+        near = np.flatnonzero(squared <= reach)
+        # The neighbours of a ball beside the first are among those near the first.
+        farthest = np.sqrt(np.maximum(squared[balls], 0) + tolerance)
+        farthest += np.sqrt(self._perhaps[balls])
+        beside = farthest <= np.sqrt(max(reach - tolerance, 0))
+        beside[0] = True
+        group = balls[beside][:_BALLS]
+        x = centres.near(centres, first, group)
+        equal = sum(
+            int((~centres.near(centres, first, near[columns]).any(axis=1)).sum())
+            for columns in slices(len(near), _TILE)
+        )
+        if equal > self._k:
+            group = group[~x.any(axis=1)]
+            self._exact_squared_radii[group] = 0
+            return np.setdiff1d(balls, group)
+
+        def tiles():
+            for columns in slices(len(near), _TILE):
+                y = centres.near(centres, first, near[columns])
+                tile, error = bounded_squared_distances(x, y)
+                tile[group[:, None] == near[columns]] = np.inf
+                yield columns, tile, error
+
+        nearest = np.full((len(group), self._k), np.inf)
+        for _, tile, error in tiles():
+            keep_smallest(nearest, tile + error)
+        pairs, counts = [], np.zeros(len(group), np.int64)
+        for columns, tile, error in tiles():
+            suggested = tile - error <= nearest[:, -1:]
+            counts += suggested.sum(axis=1)
+            suggested[1:][counts[1:] > few] = False
+            row, other = np.nonzero(suggested)
+            pairs.append((row, near[other + columns.start]))
+        row, other = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        found = counts <= few
+        found[0] = True
+        kept = found[row]
+        self._take_radii(group, row[kept], other[kept])
+        return np.setdiff1d(balls, group[found])
+
+    def _take_radii(self, balls: np.ndarray, row: np.ndarray, other: np.ndarray) -> None:
+        """Takes the k-th smallest exact distance of balls[row] to other points as its radius."""
+        different = balls[row] != other
+        row, other = row[different], other[different]
+        squared = self._centres.exact(balls[row], self._centres, other)
+        order = np.lexsort((squared, row))
+        rows, first = np.unique(row[order], return_index=True)
+        self._exact_squared_radii[balls[rows]] = squared[order[first + self._k - 1]]
 
 
 def _squared_radii(points: Points, k: int) -> np.ndarray:

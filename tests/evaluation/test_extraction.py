@@ -1,4 +1,4 @@
-"""Features are extracted once, exactly, whatever interrupts it; what is no longer whole is found."""
+"""Features are extracted once, whatever interrupts that; what is no longer whole is found."""
 
 import json
 import os
@@ -12,6 +12,8 @@ import pytest
 from keras_cdiff import evaluation
 from keras_cdiff.evaluation import extraction
 from keras_cdiff.evaluation.extraction import extract
+
+pytestmark = pytest.mark.filterwarnings("ignore:the Frechet distance of")
 
 HOLD_A_LOCK = """
 import fcntl, sys, time
@@ -31,6 +33,10 @@ class Wrong(evaluation.SourceImages):
 
     def __len__(self):
         return self._says
+
+    def batches(self, start, batch_size):
+        for first in range(start, 70, batch_size):
+            yield [self._read(index) for index in range(first, min(first + batch_size, 70))]
 
 
 class Interrupts:
@@ -153,7 +159,7 @@ def test_damaged_features_are_found(images, make_counted, tmp_path, name, change
 
 
 @pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize(("says", "message"), [(80, "say.*yield 70"), (60, "say.*yield more")])
+@pytest.mark.parametrize(("says", "message"), [(80, "yield 70"), (60, "yield more")])
 def test_a_set_of_another_length_is_refused(
     photos, make_counted, tmp_path, monkeypatch, cached, says, message
 ):
@@ -161,7 +167,7 @@ def test_a_set_of_another_length_is_refused(
     cache = tmp_path if cached else None
     for _ in range(2):  # nothing of it is taken for done
         counted = make_counted()
-        with pytest.raises(ValueError, match=message.replace("say", "as many images as its len")):
+        with pytest.raises(ValueError, match=f"as its len.*{message}"):
             extract(Wrong(photos(70), says), counted, cache, batch_size=10, progress=False)
         assert counted.seen >= 60
 

@@ -152,6 +152,31 @@ def test_copies_cost_little(monkeypatch):
     assert sum(measured) < 10_000
 
 
+@pytest.mark.parametrize("noise", [0, 1e-6, 1e-4])
+@pytest.mark.parametrize("modes", [1, 3])
+@pytest.mark.parametrize("both", [False, True])
+def test_collapsed_sets_cost_little(monkeypatch, noise, modes, both):
+    """Near copies of few real images, which float32 around the mean cannot tell apart."""
+    rng = np.random.default_rng(0)
+    real = rng.random((60, 8), dtype=np.float32)
+    sets = [
+        (np.tile(real[:modes], (600 // modes, 1)) + noise * rng.normal(size=(600, 8))).astype("f4")
+        for _ in range(2)
+    ]
+    real = np.concatenate([real, sets[1]]) if both else real
+    measured = []
+    exact = distances.Points.exact
+
+    def count(self, rows, other, other_rows):
+        measured.append(len(rows))
+        return exact(self, rows, other, other_rows)
+
+    monkeypatch.setattr(distances.Points, "exact", count)
+    assert measure(real, sets[0]) == brute_force(real, sets[0], 3)
+    assert sum(measured) < 60_000  # of 360,000 pairs
+    assert max(measured) < 10_000  # a bound of memory
+
+
 def test_collapse_lowers_recall_and_noise_lowers_precision():
     real = RNG.normal(size=(300, 3))
     collapsed = real[:100] * 0.2

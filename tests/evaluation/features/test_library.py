@@ -127,11 +127,18 @@ def test_what_a_result_says_of_its_extractor(small_model):
         "name": "mine",
         "version": extractor.version,
         "feature_width": 4,
+        "num_logits": 3,
         "image_size": [6, 6],
         "resize": "legacy_pytorch",
     }
     assert re.fullmatch("[0-9a-f]{16}", extractor.version)
     assert from_model(small_model()).name == "small"
+    names = {from_model(keras.Sequential([keras.layers.Flatten()]), None, 2).name for _ in "ab"}
+    assert names == {"sequential"}  # not sequential_1 and the like
+    assert (
+        from_model(keras.Sequential([keras.layers.Flatten()], name="net_2"), None, 2).name
+        == "net_2"
+    )
 
 
 @pytest.mark.backend_free
@@ -143,6 +150,7 @@ def test_the_version_is_of_what_the_network_computes(small_model):
     again.set_weights(model.get_weights())
     assert from_model(again).version == version
     assert from_model(model, value_range=(0, 1)).version != version
+    assert from_model(keras.Model(model.inputs, model.outputs[0])).version != version
     model.layers[1].bias.assign(np.ones(4))
     assert from_model(model).version != version
 
