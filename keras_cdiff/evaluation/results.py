@@ -104,9 +104,12 @@ class Result:
             for side in ("generated", "reference")
         )
         extractor = self.record["extractor"]
+        size = extractor["image_size"]
+        size = "at their own size" if size is None else f"at {size[0]} x {size[1]}"
         lines = [
             " against ".join(sides),
-            f"  {extractor['name']} {extractor['version']}, resize {extractor['resize']}",
+            f"  {extractor['name']} {size}, version {extractor['version']}, "
+            f"resize {extractor['resize']}",
         ]
         lines += [f"  {name:<34}{value:.6g}" for name, value in self.metrics.items()]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.record["notes"])])

@@ -68,6 +68,7 @@ def test_a_small_set_is_told_to_be_biased(make, photos, monkeypatch):
     with pytest.warns(UserWarning, match="of 30 images is biased upwards.*distance_infinity"):
         result = make(["frechet_distance"]).evaluate(photos(30), photos(40))
     assert "biased" in str(result)
+    assert f"quadrants at 8 x 8, version {result.record['extractor']['version']}" in str(result)
     monkeypatch.setattr(evaluator_module, "ENOUGH_SAMPLES", 30)
     assert make().evaluate(photos(30), photos(40)).record["notes"] == []
 
