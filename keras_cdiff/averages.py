@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_cdiff.ema import Decay
+from keras_cdiff.guarded_optimizer import accumulation_steps
 
 Tensor = keras.KerasTensor
 
@@ -49,11 +50,24 @@ class Averages:
             return []
         return list(zip(decays, (self.ema_backbone, *self.further_averages), strict=True))
 
-    def update_averages(self, batch_size: Tensor | int) -> None:
-        """Counts the step and moves the averages towards the weights; called once a step."""
+    def update_averages(self, batch_size: Tensor | int, before: Tensor, after: Tensor) -> None:
+        """Counts the step and, if it moved the weights, moves the averages towards them.
+
+        Gradient accumulation counts as the larger batches it stands for.
+
+        Args:
+            batch_size: images of the step.
+            before: the optimizer's `iterations` before the step, which count updates: a step that
+                is skipped or only accumulated leaves them.
+            after: the same after the step.
+        """
         self.iteration.assign_add(1)
+        accumulated = accumulation_steps(self.optimizer)
+        moved = ops.not_equal(before, after)
+        update = ops.maximum(ops.convert_to_tensor(self.iteration) // accumulated, 1)
         for decay, network in self.averages():
-            rate = decay.rate(ops.convert_to_tensor(self.iteration), batch_size)
+            rate = decay.rate(update, batch_size * accumulated)
+            rate = ops.where(moved, rate, 0.0)
             for average, weight in zip(network.weights, self.backbone.weights, strict=True):
                 value = ops.convert_to_tensor(average)
                 average.assign(value + rate * (ops.convert_to_tensor(weight) - value))

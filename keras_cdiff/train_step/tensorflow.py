@@ -8,8 +8,10 @@ class TrainStep:
 
     def train_step(self, data: object) -> dict:
         batch = self.pack(data)
+        before = tf.identity(self.optimizer.iterations)
         logs = super().train_step(batch)
-        self.update_averages(tf.shape(batch[0]["image"])[0])
+        after = tf.identity(self.optimizer.iterations)
+        self.update_averages(tf.shape(batch[0]["image"])[0], before, after)
         return logs
 
     def test_step(self, data: object) -> dict:

@@ -1,0 +1,123 @@
+"""An optimizer that leaves out every update that is not finite."""
+
+import keras
+from keras import ops
+
+Tensor = keras.KerasTensor
+
+
+@keras.saving.register_keras_serializable("keras_cdiff")
+class GuardedOptimizer(keras.optimizers.Optimizer):
+    """Hands finite gradients to another optimizer; skips the step if one of them, or the loss, is
+    NaN or infinite.
+
+    A skipped step leaves weights and optimizer, `iterations` included, as they are. Under gradient
+    accumulation it is as if the batch had not been there. A `LossScaleOptimizer` inside skips by
+    itself and halves its scale, as it also does when the scale alone was too large.
+
+    Args:
+        inner_optimizer: the `keras.optimizers.Optimizer` to guard.
+        name: name of the optimizer.
+
+    Raises:
+        ValueError: if `inner_optimizer` is no optimizer, or guarded already.
+    """
+
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, name: str | None = None):
+        if not isinstance(inner_optimizer, keras.optimizers.Optimizer) or isinstance(
+            inner_optimizer, GuardedOptimizer
+        ):
+            raise ValueError(
+                "`inner_optimizer` must be a Keras optimizer that is not guarded yet. "
+                f"Received: inner_optimizer={inner_optimizer!r}"
+            )
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner_optimizer = inner_optimizer
+
+    def build(self, var_list: list) -> None:
+        self.inner_optimizer.build(var_list)
+        super().build(var_list)
+
+    @property
+    def variables(self) -> list:
+        return self._variables + self.inner_optimizer.variables
+
+    @property
+    def iterations(self) -> keras.Variable | Tensor:
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self) -> object:
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: object) -> None:
+        self.inner_optimizer.learning_rate = learning_rate
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """Returns the loss as the inner optimizer scales it, with NaN as its gradient if it is not
+        finite: an infinite loss may have finite gradients.
+        """
+        factor = ops.where(ops.isfinite(loss), 1.0, float("nan"))
+        return self.inner_optimizer.scale_loss(loss * ops.cast(factor, loss.dtype))
+
+    def apply(self, grads: list, trainable_variables: list | None = None) -> None:
+        if not self.built:
+            self.build(trainable_variables)
+        grads = list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+
+        def update() -> None:
+            self.inner_optimizer.apply(grads, trainable_variables)
+
+        if self._skips_by_itself():
+            update()
+        else:
+            ops.cond(_all_finite(grads), update, lambda: None)
+
+    def stateless_apply(
+        self, optimizer_variables: list, grads: list, trainable_variables: list
+    ) -> tuple[list, list]:
+        own = len(self._variables)
+
+        def update() -> tuple[list, list]:
+            weights, inner = self.inner_optimizer.stateless_apply(
+                optimizer_variables[own:], grads, trainable_variables
+            )
+            return list(weights), [*optimizer_variables[:own], *inner]
+
+        if self._skips_by_itself():
+            return update()
+        return ops.cond(
+            _all_finite(grads),
+            update,
+            lambda: (list(trainable_variables), list(optimizer_variables)),
+        )
+
+    def finalize_variable_values(self, var_list: list) -> None:
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    def _skips_by_itself(self) -> bool:
+        return isinstance(self.inner_optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def get_config(self) -> dict:
+        inner = keras.saving.serialize_keras_object(self.inner_optimizer)
+        return {"name": self.name, "inner_optimizer": inner}
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "GuardedOptimizer":
+        inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects)
+        return cls(inner, name=config["name"])
+
+
+def accumulation_steps(optimizer: keras.optimizers.Optimizer) -> int:
+    """Returns how many batches make one update of the innermost optimizer."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer.gradient_accumulation_steps or 1
+
+
+def _all_finite(grads: list) -> Tensor:
+    finite = [ops.all(ops.isfinite(grad)) for grad in grads if grad is not None]
+    return ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
