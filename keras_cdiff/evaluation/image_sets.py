@@ -1,6 +1,7 @@
 """Sets of images to be compared: those of a data source, and those that a model draws."""
 
 import abc
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,10 @@ class SourceImages(ImageSet):
 
     def labels(self) -> np.ndarray | None:
         """Returns the labels (N,) of the images, or None."""
+        return self._labels
+
+    @functools.cached_property  # a reference is asked at each evaluation, and may be large
+    def _labels(self) -> np.ndarray | None:
         labels = self.source.labels()
         return None if labels is None else labels[self._places]
 
@@ -116,6 +121,10 @@ class SourceImages(ImageSet):
         }
 
     def digest(self) -> str:
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         parts = (self.source.digest(), self._places.tolist(), self.image_size, self.channels)
         return _sha256(repr(parts))
 
