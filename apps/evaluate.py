@@ -21,11 +21,13 @@ goes on where it stopped when the command is repeated (--write_statistics only w
 import os
 import sys
 
+import backend_flag
 import sampling_flags
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
+for shared in (backend_flag, sampling_flags):
+    flags.adopt_module_key_flags(shared)  # so that --help shows them
 
 flags.DEFINE_string(
     "images",
@@ -107,7 +109,7 @@ def _refuse_sampling_flags() -> None:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    sampling_flags.choose_backend()
+    backend_flag.choose_backend()
     from keras_cdiff import evaluation, training
 
     try:

@@ -14,11 +14,13 @@ Examples:
 import os
 import sys
 
+import backend_flag
 import sampling_flags
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
+for shared in (backend_flag, sampling_flags):
+    flags.adopt_module_key_flags(shared)  # so that --help shows them
 
 flags.DEFINE_string("output", None, "Folder to write to. Default: WORKDIR/output.")
 flags.DEFINE_integer("num_samples", 64, "Number of samples.", lower_bound=1)
@@ -34,7 +36,7 @@ flags.register_multi_flags_validator(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    sampling_flags.choose_backend()
+    backend_flag.choose_backend()
     from keras_cdiff import training
 
     try:

@@ -1,8 +1,5 @@
 """Flags that programs share which draw samples: the trained model, and how it is sampled."""
 
-import importlib.util
-import os
-
 from absl import flags
 
 FLAGS = flags.FLAGS
@@ -33,17 +30,6 @@ flags.DEFINE_list(
     "LOW,HIGH: guide only at these noise levels, in the schedule's own unit. Default: at all.",
 )
 flags.DEFINE_bool("use_ema", True, "Whether the averaged weights are used.")
-flags.DEFINE_enum(
-    "backend",
-    None,
-    ["tensorflow", "jax", "torch"],
-    "Keras backend. Default: KERAS_BACKEND, or else that of ~/.keras/keras.json.",
-)
-flags.register_validator(
-    "backend",
-    lambda backend: backend is None or importlib.util.find_spec(backend) is not None,
-    message="The backend is not installed: pip install jax, torch or tensorflow.",
-)
 
 
 def one_model(values: dict) -> bool:
@@ -52,13 +38,6 @@ def one_model(values: dict) -> bool:
         described = ("weights", "preset", "image_size", "num_classes")
         return all(values[name] is None for name in described)
     return all(values[name] for name in ("weights", "preset", "output"))
-
-
-def choose_backend() -> None:
-    """Sets the environment for --backend; called before Keras is imported."""
-    if FLAGS.backend:
-        os.environ["KERAS_BACKEND"] = FLAGS.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
 
 
 def load_model() -> tuple:

@@ -23,14 +23,14 @@ Examples:
 Watch a run with: tensorboard --logdir=runs
 """
 
-import importlib.util
 import json
-import os
 import sys
 
+import backend_flag
 from absl import app, flags
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(backend_flag)  # so that --help shows it
 
 flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration to start from.")
 flags.DEFINE_string("workdir", None, "Folder of the run: configuration, log, weights, samples.")
@@ -42,12 +42,6 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "num_classes", None, "Classes; 0 for none. Default: those of the data.", lower_bound=0
-)
-flags.DEFINE_enum(
-    "backend",
-    None,
-    ["tensorflow", "jax", "torch"],
-    "Keras backend. Default: KERAS_BACKEND, or else that of ~/.keras/keras.json.",
 )
 flags.DEFINE_integer("steps", None, "Training steps. Default: the preset's.", lower_bound=1)
 flags.DEFINE_integer("batch_size", None, "Images a step. Default: the preset's.", lower_bound=1)
@@ -136,19 +130,12 @@ flags.register_multi_flags_validator(
     lambda values: values["workdir"] or values["dry_run"],
     message="--workdir must name the folder of the run (or use --dry_run).",
 )
-flags.register_validator(
-    "backend",
-    lambda backend: backend is None or importlib.util.find_spec(backend) is not None,
-    message="The backend is not installed: pip install jax, torch or tensorflow.",
-)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    if FLAGS.backend:
-        os.environ["KERAS_BACKEND"] = FLAGS.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
+    backend_flag.choose_backend()
     from keras_cdiff import training
 
     names = (
