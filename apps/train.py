@@ -17,6 +17,10 @@ Examples:
   python apps/train.py --backend=jax --dtype_policy=mixed_bfloat16 --sample_every=500 \\
       --workdir=runs/jax
 
+  # Interrupted by Ctrl-C, SIGTERM (exit code 75), or anything else: repeat the command, and the run
+  # goes on from its newest checkpoint. With more --steps a finished run is trained further:
+  python apps/train.py --steps=5000 --workdir=runs/emoji
+
   # What would be trained, as JSON:
   python apps/train.py --preset=dit_xl_2_imagenet256 --dry_run
 
@@ -104,6 +108,38 @@ flags.DEFINE_integer(
     "sample_every", None, "Steps between two sample grids. Default: one at the end.", lower_bound=1
 )
 flags.DEFINE_integer(
+    "checkpoint_every",
+    500,
+    "Steps between two checkpoints, from the newest of which the same command goes on.",
+    lower_bound=1,
+)
+flags.DEFINE_integer("keep_last", 3, "How many of the latest checkpoints are kept.", lower_bound=1)
+flags.DEFINE_integer(
+    "keep_every",
+    None,
+    "Checkpoints of steps divisible by this are kept as well. Default: none.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "max_nonfinite",
+    10,
+    "Steps in a row with a NaN or infinite loss, which are skipped, before the run ends.",
+    lower_bound=0,
+)
+flags.DEFINE_integer(
+    "gradient_accumulation_steps",
+    1,
+    "Batches whose gradients are averaged for one update; steps count batches.",
+    lower_bound=1,
+)
+flags.DEFINE_float(
+    "global_clipnorm",
+    None,
+    "Greatest norm of all gradients together. Default: no limit.",
+    lower_bound=1e-12,
+)
+flags.DEFINE_bool("rematerialize", False, "Save memory in a DiT by computing activations twice.")
+flags.DEFINE_integer(
     "evaluate_every",
     None,
     "Steps between two evaluations of samples against the training data. Default: none.",
@@ -142,6 +178,8 @@ def main(argv: list[str]) -> None:
         *("preset", "data", "image_size", "num_classes", "steps", "batch_size", "learning_rate"),
         *("horizontal_flip", "augment", "curriculum", "clusters", "num_clusters", "patience"),
         *("dtype_policy", "jit_compile", "seed", "log_every", "sample_every"),
+        *("checkpoint_every", "keep_last", "keep_every", "max_nonfinite"),
+        *("gradient_accumulation_steps", "global_clipnorm", "rematerialize"),
         *("evaluate_every", "evaluate_samples", "extractor"),
         *("validate_every", "validation_data", "validation_images"),
     )
@@ -151,7 +189,10 @@ def main(argv: list[str]) -> None:
             print(json.dumps(config, indent=2))
         else:
             training.train(config, FLAGS.workdir)
-    except (OSError, ValueError) as error:
+    except training.Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(training.EXIT_INTERRUPTED)
+    except (FloatingPointError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,5 +1,6 @@
-"""What is written to disk: files that are there whole or not at all, and strict JSON."""
+"""What is written to disk: files that are there whole or not at all, logs, and strict JSON."""
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -21,6 +22,21 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_record(path: str | os.PathLike, record: dict) -> None:
+    """Appends a record to a file of JSON lines; it is on the disk when this returns.
+
+    Args:
+        path: the file; it and its folder are made if missing.
+        record: plain data, as `strict_json` makes it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def strict_json(value: object) -> object:

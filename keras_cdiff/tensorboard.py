@@ -12,10 +12,13 @@ class TensorBoardWriter:
 
     Args:
         folder: the run's folder of events.
+        resumed_at: the step at which the run was taken up again, whose earlier events beyond it
+            TensorBoard shall not show; None if there are none.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, resumed_at: int | None = None):
         self.folder = str(folder)
+        self.resumed_at = resumed_at
         self._writer = None
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -48,12 +51,15 @@ class TensorBoardWriter:
             self._writer.close()
 
     def _write(self, step: int, values: list) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         if self._writer is None:
             self._writer = EventFileWriter(self.folder)
+            if self.resumed_at is not None:
+                start = SessionLog(status=SessionLog.START)
+                self._writer.add_event(Event(step=self.resumed_at + 1, session_log=start))
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         self._writer.add_event(event)
         self._writer.flush()

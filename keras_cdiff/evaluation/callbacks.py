@@ -1,7 +1,6 @@
 """Callbacks that evaluate a model now and then while `fit` trains it."""
 
 import abc
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -12,12 +11,13 @@ import keras
 from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.evaluation.image_sets import GeneratedImages
 from keras_cdiff.evaluation.validation_loss import ValidationLoss
-from keras_cdiff.files import strict_json
+from keras_cdiff.files import append_record, strict_json
+from keras_cdiff.periodic import PeriodicCallback
 from keras_cdiff.samplers import Guidance, Sampler
 from keras_cdiff.tensorboard import TensorBoardWriter
 
 
-class PeriodicEvaluation(keras.callbacks.Callback, abc.ABC):
+class PeriodicEvaluation(PeriodicCallback):
     """Base of callbacks that evaluate the model every some steps and at the end of training.
 
     An evaluation comes at the end of an epoch, and its numbers join that epoch's `logs`: callbacks
@@ -41,8 +41,7 @@ class PeriodicEvaluation(keras.callbacks.Callback, abc.ABC):
         tensorboard: TensorBoardWriter | None = None,
         verbose: int = 1,
     ):
-        super().__init__()
-        self.every = check_count("every", every, 1, None, "training steps between evaluations")
+        super().__init__(every)
         self.path = None if path is None else Path(path)
         self.tensorboard = tensorboard
         self.verbose = verbose
@@ -56,35 +55,14 @@ class PeriodicEvaluation(keras.callbacks.Callback, abc.ABC):
             The record, plain data; the numbers for `logs`; and those for TensorBoard, by tag.
         """
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        self._evaluated = self._iteration()
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        # The last epoch's numbers must be there before its logs are history.
-        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        step = self._iteration()
-        if step // self.every > self._evaluated // self.every or (last and step > self._evaluated):
-            self._evaluate(step, logs)
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        step = self._iteration()
-        if step > self._evaluated:  # a callback after this one ended training
-            self._evaluate(step, logs)
-
-    def _iteration(self) -> int:
-        return int(keras.ops.convert_to_numpy(self.model.iteration))
-
-    def _evaluate(self, step: int, logs: dict | None) -> None:
-        self._evaluated = step
+    def act(self, step: int, logs: dict | None) -> None:
         record, numbers, scalars = self.evaluate(self.model)
         record = strict_json({"step": step, **record})
         self.records.append(record)
         if logs is not None:
             logs.update(numbers)
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+            append_record(self.path, record)
         if self.tensorboard is not None:
             self.tensorboard.scalars(step, scalars)
         if self.verbose:

@@ -1,16 +1,27 @@
-"""Training runs: configuration, workdir, callbacks, and samples from what was trained."""
+"""Training runs: configuration, workdir, callbacks, checkpoints, samples of what was trained."""
 
 from keras_cdiff.tensorboard import TensorBoardWriter
 from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
+from keras_cdiff.training.checkpoint import CheckpointFolder, DamagedCheckpoint
+from keras_cdiff.training.checkpoint_callback import CheckpointCallback, Interrupted, resume
 from keras_cdiff.training.configuration import resolve
 from keras_cdiff.training.ema_snapshots import EMASnapshots, read_snapshots, reconstruct_average
 from keras_cdiff.training.evaluation import evaluate_model
 from keras_cdiff.training.generation import generate, load_run, load_weights
+from keras_cdiff.training.interruption import EXIT_INTERRUPTED
+from keras_cdiff.training.model_state import restore, snapshot
+from keras_cdiff.training.nonfinite import NonFiniteGuard
 from keras_cdiff.training.run import train
 from keras_cdiff.training.workdir import Workdir
 
 __all__ = [
+    "EXIT_INTERRUPTED",
+    "CheckpointCallback",
+    "CheckpointFolder",
+    "DamagedCheckpoint",
     "EMASnapshots",
+    "Interrupted",
+    "NonFiniteGuard",
     "RunLog",
     "SampleGrid",
     "StopAt",
@@ -23,5 +34,8 @@ __all__ = [
     "read_snapshots",
     "reconstruct_average",
     "resolve",
+    "restore",
+    "resume",
+    "snapshot",
     "train",
 ]

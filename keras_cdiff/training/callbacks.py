@@ -1,6 +1,5 @@
 """Callbacks that show and keep what a run does, its log and its sample grids, and that end it."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -9,20 +8,22 @@ import keras
 import numpy as np
 
 from keras_cdiff.data import image_grid, save_image_grid, to_uint8
-from keras_cdiff.files import strict_json
+from keras_cdiff.files import append_record, strict_json
+from keras_cdiff.periodic import PeriodicCallback
 from keras_cdiff.samplers import Sampler, sample
 from keras_cdiff.tensorboard import TensorBoardWriter
 
 
 class RunLog(keras.callbacks.Callback):
-    """Records loss, loss per cluster, stage, interval, learning rate and speed once a log interval.
+    """Records images seen, loss, loss per cluster, stage, interval, learning rate and speed.
 
-    An epoch of `fit` is one log interval. Each record is printed, appended to a JSON-lines file and
-    written as TensorBoard scalars. In the file null stands for NaN, as of a cluster without
-    samples, and "inf" for infinity; stage 0 is training without a curriculum.
+    An epoch of `fit` is one log interval. The record of each is printed, appended to a JSON-lines
+    file and written as TensorBoard scalars. In the file null stands for NaN, as of a cluster
+    without samples, and "inf" for infinity; stage 0 is training without a curriculum.
 
     Args:
         steps: training steps of the whole run, for the display.
+        batch_size: images a step.
         path: JSON-lines file to append to, or None.
         tensorboard: a `TensorBoardWriter`, or None.
         verbose: whether to print a line a record.
@@ -31,12 +32,14 @@ class RunLog(keras.callbacks.Callback):
     def __init__(
         self,
         steps: int,
+        batch_size: int,
         path: str | Path | None = None,
         tensorboard: TensorBoardWriter | None = None,
         verbose: int = 1,
     ):
         super().__init__()
         self.steps = steps
+        self.batch_size = batch_size
         self.path = path
         self.tensorboard = tensorboard
         self.verbose = verbose
@@ -52,8 +55,7 @@ class RunLog(keras.callbacks.Callback):
         elapsed = time.perf_counter() - self._began
         record = self._record(logs, elapsed / max(self._batches, 1))
         if self.path is not None:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+            append_record(self.path, record)
         if self.tensorboard is not None:
             self.tensorboard.scalars(record["step"], _scalars(record))
         if self.verbose:
@@ -63,7 +65,8 @@ class RunLog(keras.callbacks.Callback):
         low, high = map(_number, record["interval"])
         stage = f"  stage {record['stage']} [{low:.4g}, {high:.4g})" if record["stage"] else ""
         return (
-            f"step {record['step']}/{self.steps}  loss {_number(record['loss']):.4f}{stage}  "
+            f"step {record['step']}/{self.steps}  {record['images']:,} images  "
+            f"loss {_number(record['loss']):.4f}{stage}  "
             f"learning rate {record['learning_rate']:.2e}  "
             f"{record['seconds_per_step'] * 1000:.0f} ms/step"
         )
@@ -71,8 +74,10 @@ class RunLog(keras.callbacks.Callback):
     def _record(self, logs: dict, seconds_per_step: float) -> dict:
         model, numpy = self.model, keras.ops.convert_to_numpy
         cluster_loss = numpy(model.cluster_loss.result()).tolist()
+        step = int(numpy(model.iteration))
         return {
-            "step": int(numpy(model.iteration)),
+            "step": step,
+            "images": step * self.batch_size,
             "loss": strict_json(float(logs["loss"])),
             "batch_loss": strict_json(float(logs["batch_loss"])),
             "cluster_edges": strict_json(model.cluster_loss.edges),
@@ -85,7 +90,7 @@ class RunLog(keras.callbacks.Callback):
         }
 
 
-class SampleGrid(keras.callbacks.Callback):
+class SampleGrid(PeriodicCallback):
     """Draws the same samples from the averaged weights now and then, as a grid on disk.
 
     Args:
@@ -107,30 +112,14 @@ class SampleGrid(keras.callbacks.Callback):
         guidance: float = 1.0,
         tensorboard: TensorBoardWriter | None = None,
     ):
-        super().__init__()
+        super().__init__(every)
         self.folder = Path(folder)
-        self.every = every
         self.sampler = sampler
         self.num_samples = num_samples
         self.guidance = guidance
         self.tensorboard = tensorboard
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        self._drawn = self._iteration()
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if self._iteration() // self.every > self._drawn // self.every:
-            self._draw()
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        if self._drawn < self._iteration():
-            self._draw()
-
-    def _iteration(self) -> int:
-        return int(keras.ops.convert_to_numpy(self.model.iteration))
-
-    def _draw(self) -> None:
-        self._drawn = self._iteration()
+    def act(self, step: int, logs: dict | None) -> None:
         label = class_labels(self.model.num_classes, self.num_samples)
         images = sample(
             self.model,
@@ -144,9 +133,9 @@ class SampleGrid(keras.callbacks.Callback):
         shown = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
         images = to_uint8(np.nan_to_num(shown, posinf=1.0, neginf=-1.0))
         layout = {"columns": 8, "scale": display_scale(images)}
-        save_image_grid(images, self.folder / f"step_{self._drawn:06d}.png", **layout)
+        save_image_grid(images, self.folder / f"step_{step:06d}.png", **layout)
         if self.tensorboard is not None:
-            self.tensorboard.image(self._drawn, "samples", image_grid(images, **layout))
+            self.tensorboard.image(step, "samples", image_grid(images, **layout))
 
 
 class StopAt(keras.callbacks.Callback):

@@ -137,8 +137,13 @@ class CheckpointFolder:
         """Returns step, arrays and metadata of the newest checkpoint that verifies, or None.
 
         A damaged one is reported by a warning and passed over.
+
+        Raises:
+            DamagedCheckpoint: if there are some, and none verifies: a run that began anew without a
+                word would overwrite what can perhaps be saved.
         """
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             try:
                 arrays, stored = read_checkpoint(self.file(step))
                 if stored.get("step") != step:
@@ -150,6 +155,11 @@ class CheckpointFolder:
                 warnings.warn(f"Passed over a damaged checkpoint. {error}", stacklevel=2)
             else:
                 return step, arrays, stored["metadata"]
+        if steps:
+            raise DamagedCheckpoint(
+                "No checkpoint of the run verifies: restore one from a copy, or remove them to "
+                f"begin anew. Received: path={str(self.path)!r}, with steps {steps}"
+            )
         return None
 
     def _open(self) -> None:

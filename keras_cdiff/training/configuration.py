@@ -7,23 +7,14 @@ import keras
 import numpy as np
 
 from keras_cdiff.augmentation import Augmentation
-from keras_cdiff.curriculum import (
-    Clusters,
-    CurriculumCallback,
-    PatiencePacing,
-    quantile_clusters,
-    snr_clusters,
-    uniform_clusters,
-)
-from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.curriculum import PatiencePacing
 from keras_cdiff.presets import preset as get_preset
-from keras_cdiff.samplers import DDIM, DDPM, DPMSolver, Euler, Heun, Sampler
+from keras_cdiff.training.building import make_clusters
 from keras_cdiff.version import __version__
 
 CURRICULA = ("paper", "none", "hard_to_easy", "isolated")
 CLUSTERS = ("uniform", "snr", "quantile")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "euler": Euler, "heun": Heun, "dpm_solver": DPMSolver}
 
 
 def resolve(
@@ -46,6 +37,13 @@ def resolve(
     seed: int = 0,
     log_every: int = 100,
     sample_every: int | None = None,
+    checkpoint_every: int = 500,
+    keep_last: int = 3,
+    keep_every: int | None = None,
+    max_nonfinite: int = 10,
+    gradient_accumulation_steps: int = 1,
+    global_clipnorm: float | None = None,
+    rematerialize: bool = False,
     evaluate_every: int | None = None,
     evaluate_samples: int = 1000,
     extractor: str = "mobilenet_v2",
@@ -80,6 +78,15 @@ def resolve(
         seed: seed of weights, data order and noise, in [0, 2^32).
         log_every: steps between two records of the log.
         sample_every: steps between two grids of samples; one at the end if None.
+        checkpoint_every: steps between two checkpoints.
+        keep_last: how many of the latest checkpoints are kept.
+        keep_every: checkpoints of steps divisible by it are kept as well.
+        max_nonfinite: steps in a row with a loss that is not finite, which are skipped, before the
+            run ends with an error.
+        gradient_accumulation_steps: batches whose gradients are averaged for one update; steps
+            count batches.
+        global_clipnorm: greatest norm of all gradients together; not limited if None.
+        rematerialize: whether a DiT saves memory by computing activations twice.
         evaluate_every: steps between two evaluations of samples against the training data; none if
             None.
         evaluate_samples: samples drawn for each.
@@ -104,15 +111,20 @@ def resolve(
         ),
         jit_compile={"true": True, "false": False}.get(jit_compile, jit_compile),
         log_every=log_every,
+        max_nonfinite=max_nonfinite,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        global_clipnorm=global_clipnorm,
     )
     training["sample_every"] = training["steps"] if sample_every is None else sample_every
-    for name in ("steps", "batch_size", "log_every", "sample_every"):
+    for name in ("steps", "batch_size", "log_every", "sample_every", "gradient_accumulation_steps"):
         _check_whole(name, training[name], 1)
-    if not 0.0 < training["learning_rate"] < math.inf:
-        raise ValueError(
-            "`learning_rate` must be positive and finite. "
-            f"Received: learning_rate={training['learning_rate']!r}"
-        )
+    _check_whole("max_nonfinite", max_nonfinite, 0)
+    for name, value in (
+        ("learning_rate", training["learning_rate"]),
+        ("global_clipnorm", global_clipnorm),
+    ):
+        if value is not None and not 0.0 < value < math.inf:
+            raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value!r}")
     _check_whole("seed", seed, 0, 2**32)
 
     backbone = config["model"]["backbone"]
@@ -135,6 +147,23 @@ def resolve(
         )
     _check_choice("dtype_policy", dtype_policy, DTYPE_POLICIES)
 
+    if rematerialize:
+        if backbone["class_name"] != "DiT":
+            raise ValueError(
+                "Rematerialisation is for transformers: leave it out, or choose another preset. "
+                f"Received: rematerialize={rematerialize}, preset={preset!r}"
+            )
+        backbone["rematerialize"] = True
+
+    config["checkpoints"] = {
+        "every": checkpoint_every,
+        "keep_last": keep_last,
+        "keep_every": keep_every,
+    }
+    _check_whole("checkpoint_every", checkpoint_every, 1)
+    _check_whole("keep_last", keep_last, 1)
+    if keep_every is not None:
+        _check_whole("keep_every", keep_every, 1)
     config["evaluation"] = config["validation"] = None
     if evaluate_every is not None:
         _check_whole("evaluate_every", evaluate_every, 1)
@@ -162,7 +191,7 @@ def resolve(
     staging.update(_given(clusters=clusters, num_clusters=num_clusters, patience=patience))
     _check_choice("clusters", staging["clusters"], CLUSTERS)
     PatiencePacing(staging["patience"])
-    edges = _make_clusters(config["model"], staging).get_config()["edges"]
+    edges = make_clusters(config["model"], staging).get_config()["edges"]
     config["curriculum"] = None
     if curriculum != "none":
         config["curriculum"] = {"kind": curriculum, **staging, "edges": edges}
@@ -191,82 +220,6 @@ def _augment(config: dict, preset: str, probability: float) -> None:
     config["model"]["augmentation"] = (
         None if augmentation is None else keras.saving.serialize_keras_object(augmentation)
     )
-
-
-def build_model(config: dict) -> DiffusionModel:
-    """Returns the model of a resolved configuration, with fresh weights."""
-    parts = dict(config["model"])
-    backbone = {k: v for k, v in parts.pop("backbone").items() if k != "class_name"}
-    return DiffusionModel.from_preset(config["preset"], seed=config["seed"], **parts, **backbone)
-
-
-def build_optimizer(config: dict) -> keras.optimizers.Optimizer:
-    """Returns AdamW with a linear warm-up to a rate that stays, or falls to zero as a cosine.
-
-    Under mixed_float16 it scales the loss, whose gradients would vanish in half precision.
-    """
-    training = config["training"]
-    warmup, rate = training["warmup_steps"], training["learning_rate"]
-    cosine = training["learning_rate_schedule"] == "cosine"
-    if warmup or cosine:
-        # The warm-up of Keras comes with a cosine decay; with alpha = 1 that stays where it is.
-        steps = max(training["steps"] - warmup, 1)
-        rate = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if warmup else rate,
-            decay_steps=steps,
-            alpha=0.0 if cosine else 1.0,
-            warmup_target=rate if warmup else None,
-            warmup_steps=warmup,
-        )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=training["weight_decay"])
-    if config["model"]["backbone"]["dtype"] == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
-def build_curriculum(config: dict) -> CurriculumCallback | None:
-    """Returns the callback of the configured curriculum, or None for plain training."""
-    staging = config["curriculum"]
-    if staging is None:
-        return None
-    return CurriculumCallback(
-        Clusters.from_config({"edges": staging["edges"], "name": staging["clusters"]}),
-        PatiencePacing(staging["patience"]),
-        order="hard_to_easy" if staging["kind"] == "hard_to_easy" else "easy_to_hard",
-        cumulative=staging["kind"] != "isolated",
-    )
-
-
-def build_sampler(
-    name: str, num_steps: int | None = None, channels: int = 3, **options: object
-) -> Sampler:
-    """Returns the sampler called `name`.
-
-    Args:
-        name: a name in `SAMPLERS`.
-        num_steps: number of steps; None for the sampler's own default.
-        channels: channels of an image. Other counts than 1 and 3 are those of latents, whose
-            estimates are not clamped to [-1, 1].
-        **options: other arguments of that sampler.
-    """
-    _check_choice("sampler", name, SAMPLERS)
-    # Solvers of the flow do not clamp by default, as EDM does not.
-    clip = {} if in_pixels(channels) else {"clip": False}
-    return SAMPLERS[name](**_given(num_steps=num_steps), **{**clip, **options})
-
-
-def in_pixels(channels: int) -> bool:
-    """Returns whether images of so many channels are grey or RGB, rather than latents."""
-    return channels in (1, 3)
-
-
-def _make_clusters(model: dict, staging: dict) -> Clusters:
-    schedule = keras.saving.deserialize_keras_object(model["schedule"])
-    if staging["clusters"] == "quantile":
-        objective = keras.saving.deserialize_keras_object(model["objective"])
-        return quantile_clusters(objective, staging["num_clusters"])
-    make = {"uniform": uniform_clusters, "snr": snr_clusters}[staging["clusters"]]
-    return make(schedule, staging["num_clusters"])
 
 
 def _given(**values: object) -> dict:

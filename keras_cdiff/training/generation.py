@@ -9,8 +9,9 @@ import numpy as np
 from keras_cdiff.data import save_image_grid, to_uint8, write_batch_file
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, sample
+from keras_cdiff.training.building import build_model, build_sampler, in_pixels
 from keras_cdiff.training.callbacks import class_labels, display_scale
-from keras_cdiff.training.configuration import build_model, build_sampler, in_pixels, resolve
+from keras_cdiff.training.configuration import resolve
 from keras_cdiff.training.workdir import Workdir, load_network
 
 
@@ -75,7 +76,7 @@ def generate(
         output: the folder, made if missing.
         num_samples: N.
         seed: sample i has the seed `seed` + i.
-        sampler: a name in `configuration.SAMPLERS`; None for the configuration's, with its options.
+        sampler: a name in `building.SAMPLERS`; None for the configuration's, with its options.
         num_steps: steps of the sampler.
         label: class of every sample; None shows all classes in turn.
         guidance: scale of the guidance.

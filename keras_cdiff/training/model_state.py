@@ -36,7 +36,7 @@ def snapshot(model: DiffusionModel) -> dict[str, np.ndarray]:
     return {name: np.array(ops.convert_to_numpy(v)) for name, v in _variables(model).items()}
 
 
-def restore(model: DiffusionModel, arrays: dict[str, np.ndarray]) -> None:
+def restore(model: DiffusionModel, arrays: dict[str, np.ndarray], metrics: bool = True) -> None:
     """Assigns what `snapshot` returned, for a model of the same configuration on any backend.
 
     Integers may have another width, as that differs by backend; all else must agree.
@@ -44,12 +44,32 @@ def restore(model: DiffusionModel, arrays: dict[str, np.ndarray]) -> None:
     Args:
         model: a compiled model whose optimizer is built.
         arrays: the arrays by name.
+        metrics: whether the metrics, too, are assigned; `fit` resets them as an epoch begins.
 
     Raises:
         ValueError: if names, shapes or dtypes differ; nothing has been assigned then.
     """
     _synchronize(model)
     variables = _variables(model)
+    if not metrics:
+        variables, arrays = (
+            {name: value for name, value in named.items() if not _is_metric(name)}
+            for named in (variables, arrays)
+        )
+    _assign(variables, arrays)
+
+
+def restore_metrics(model: DiffusionModel, arrays: dict[str, np.ndarray]) -> None:
+    """Assigns the metrics alone, for an epoch that goes on; otherwise as `restore`."""
+    _synchronize(model)
+    variables, arrays = (
+        {name: value for name, value in named.items() if _is_metric(name)}
+        for named in (_variables(model), arrays)
+    )
+    _assign(variables, arrays)
+
+
+def _assign(variables: dict[str, keras.Variable], arrays: dict[str, np.ndarray]) -> None:
     differences = [f"{name} is missing" for name in variables if name not in arrays]
     differences += [f"{name} is unknown" for name in arrays if name not in variables]
     for name, variable in variables.items():
@@ -76,6 +96,10 @@ def _synchronize(model: DiffusionModel) -> None:
         )
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
+
+
+def _is_metric(name: str) -> bool:
+    return name.startswith("metrics/")
 
 
 def _variables(model: DiffusionModel) -> dict[str, keras.Variable]:

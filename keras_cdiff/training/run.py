@@ -1,30 +1,40 @@
 """One training run from a resolved configuration: data, model, curriculum, logs, weights."""
 
+import contextlib
 import copy
-import math
+import functools
 import os
 
 import keras
+import numpy as np
 
 from keras_cdiff.data import Source, make_dataset, open_source
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.tensorboard import TensorBoardWriter
-from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
-from keras_cdiff.training.configuration import (
+from keras_cdiff.training.building import (
     build_curriculum,
     build_model,
     build_optimizer,
     build_sampler,
     in_pixels,
 )
+from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
+from keras_cdiff.training.checkpoint import CheckpointFolder
+from keras_cdiff.training.checkpoint_callback import CheckpointCallback
+from keras_cdiff.training.continuation import fit_intervals
 from keras_cdiff.training.evaluation import evaluation_callbacks
+from keras_cdiff.training.interruption import Interruption, WorkdirLock
+from keras_cdiff.training.model_state import restore
+from keras_cdiff.training.nonfinite import NonFiniteGuard
 from keras_cdiff.training.workdir import Workdir
 
 
 def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
     """Trains the model of `config` and keeps everything about the run in `workdir`.
 
-    Nothing is written before data, model and curriculum have been checked.
+    A run that did not come to its end goes on from its newest checkpoint. On one backend and
+    machine it ends as if nothing had happened: same weights, averages and log, bit for bit. Nothing
+    is written before data, model and curriculum have been checked.
 
     Args:
         config: what `resolve` returned.
@@ -34,8 +44,11 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         The trained model.
 
     Raises:
-        ValueError: if the data cannot be used, or the workdir belongs to another configuration or
-            holds a finished run.
+        ValueError: if the data cannot be used, or the workdir belongs to another configuration,
+            is used by another process, or holds a finished run.
+        FloatingPointError: if the loss stays NaN or infinite; see `NonFiniteGuard`.
+        Interrupted: after SIGTERM or SIGINT, with a checkpoint of the last step.
+        OSError: if something cannot be written; earlier checkpoints are intact.
     """
     config = copy.deepcopy(config)
     backbone, training, sampling = (
@@ -53,19 +66,15 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
     backbone["num_classes"] = _num_classes(config, source)
     folder = Workdir(workdir)
     folder.check(config)
-    dataset = make_dataset(
-        source,
-        backbone["image_size"],
-        training["batch_size"],
-        seed=config["seed"],
-        channels=backbone["channels"],
-        horizontal_flip=training["horizontal_flip"],
-        labels=backbone["num_classes"] > 0,
-    )
+    make_batches = functools.partial(_batches, config, source)
+    make_batches(0)  # what does not fit the data is said now
     keras.utils.set_random_seed(config["seed"])
     model = build_model(config)
     model.compile(build_optimizer(config), jit_compile=training["jit_compile"])
+    model.optimizer.build(model.trainable_variables)
     curriculum = build_curriculum(config)
+    if curriculum:
+        curriculum.set_model(model)  # its clusters are part of the state
     sampler = build_sampler(
         sampling["sampler"],
         sampling["num_steps"],
@@ -75,41 +84,107 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
     tensorboard = TensorBoardWriter(folder.tensorboard)
     evaluations = evaluation_callbacks(model, config, source, sampler, folder, tensorboard)
 
-    folder.claim(config)
-    steps, log_every = training["steps"], training["log_every"]
-    print(
-        f"{config['preset']}: {model.backbone.count_params():,} parameters, {len(source):,} images "
-        f"from {source.name}, {steps} steps of {training['batch_size']} on "
-        f"{keras.backend.backend()}, into {folder.path}",
-        flush=True,
-    )
-    callbacks = [
-        *([curriculum] if curriculum else []),
-        StopAt(steps),
-        RunLog(steps, folder.log_file, tensorboard),
-        SampleGrid(
-            folder.samples,
-            training["sample_every"],
-            sampler,
-            guidance=sampling["guidance"],
-            tensorboard=tensorboard,
-        ),
-        *evaluations,
-    ]
-    try:
-        model.fit(
-            dataset,
-            epochs=math.ceil(steps / log_every),
-            steps_per_epoch=log_every,
-            callbacks=callbacks,
-            shuffle=False,  # the data set has shuffled itself
-            verbose=0,
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(WorkdirLock(folder.path))
+        interruption = stack.enter_context(Interruption())
+        stack.callback(tensorboard.close)
+        settings = config["checkpoints"]
+        checkpoints = CheckpointFolder(
+            folder.checkpoints, settings["keep_last"], settings["keep_every"]
         )
-    finally:
-        tensorboard.close()
-    folder.save_weights(model)
+        saver = CheckpointCallback(
+            checkpoints,
+            settings["every"],
+            {"config": config, "num_images": len(source)},
+            interruption,
+        )
+        stack.callback(saver.writer.close)
+        step, arrays = _continue(model, config, source, folder, checkpoints)
+        folder.claim(config, step)
+        tensorboard.resumed_at = step or None
+        print(_summary(model, config, source, folder, step), flush=True)
+        callbacks = [
+            *([curriculum] if curriculum else []),
+            NonFiniteGuard(training["max_nonfinite"], checkpoints),
+            StopAt(training["steps"]),
+            RunLog(training["steps"], training["batch_size"], folder.log_file, tensorboard),
+            SampleGrid(
+                folder.samples,
+                training["sample_every"],
+                sampler,
+                guidance=sampling["guidance"],
+                tensorboard=tensorboard,
+            ),
+            *evaluations,
+            saver,
+        ]
+        fit_intervals(
+            model, make_batches, training["steps"], training["log_every"], callbacks, arrays
+        )
+        folder.save_weights(model)
     print(f"wrote {folder.weights}", flush=True)
     return model
+
+
+def _batches(config: dict, source: Source, start_step: int) -> object:
+    """The batches of a run from a step on."""
+    backbone, training = config["model"]["backbone"], config["training"]
+    return make_dataset(
+        source,
+        backbone["image_size"],
+        training["batch_size"],
+        seed=config["seed"],
+        channels=backbone["channels"],
+        horizontal_flip=training["horizontal_flip"],
+        start_step=start_step,
+        labels=backbone["num_classes"] > 0,
+    )
+
+
+def _continue(
+    model: DiffusionModel,
+    config: dict,
+    source: Source,
+    folder: Workdir,
+    checkpoints: CheckpointFolder,
+) -> tuple[int, dict[str, np.ndarray] | None]:
+    """Restores the newest checkpoint, if there is one; returns its step and arrays."""
+    folder.check(config)  # again: another process may have been here before the lock
+    received = f"Received: workdir={str(folder.path)!r}"
+    found = checkpoints.latest() if folder.config_file.exists() else None
+    if found is None:
+        if folder.finished():
+            raise ValueError(
+                "The workdir holds a finished run, which cannot be trained further without its "
+                f"last checkpoint: choose another --workdir. {received}"
+            )
+        return 0, None
+    step, arrays, metadata = found
+    if step > config["training"]["steps"]:
+        raise ValueError(
+            f"The run has taken {step} steps already: give no fewer --steps. {received}, "
+            f"steps={config['training']['steps']}"
+        )
+    if metadata["num_images"] != len(source):
+        raise ValueError(
+            f"The run began with {metadata['num_images']} images, and the data now holds "
+            f"{len(source)}: restore the data, or train into another --workdir. {received}, "
+            f"data={config['data']!r}"
+        )
+    restore(model, arrays)
+    return step, arrays
+
+
+def _summary(
+    model: DiffusionModel, config: dict, source: Source, folder: Workdir, step: int
+) -> str:
+    training = config["training"]
+    begins = f"goes on from step {step}, " if step else ""
+    return (
+        f"{config['preset']}: {begins}{model.backbone.count_params():,} parameters, "
+        f"{len(source):,} images from {source.name}, {training['steps']} steps of "
+        f"{training['batch_size']} on {keras.backend.backend()}, into {folder.path}"
+    )
 
 
 def _num_classes(config: dict, source: Source) -> int:

@@ -1,6 +1,8 @@
 """The folder of a training run: what lies where, and that it belongs to one configuration.
 
 config.json             the resolved configuration
+lock                    keeps a second process out
+checkpoints/            what the run goes on from, checkpoints/step_00000500.zip
 log.jsonl               one record a log interval
 evaluations.jsonl       one record an evaluation of samples, if there are any
 features/               the training data's features, if samples are evaluated
@@ -15,12 +17,27 @@ The weights are written when the run is finished, the raw ones last.
 
 import json
 import os
+import re
 from pathlib import Path
 
 import keras
 
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.files import write_whole
+from keras_cdiff.training.log_files import cut_jsonl
+
+# What may change when a run goes on: how long it trains, what is watched and kept, where it runs.
+_MAY_CHANGE = (
+    "backend",
+    "checkpoints",
+    "evaluation",
+    "keras_cdiff",
+    "training.log_every",
+    "training.max_nonfinite",
+    "training.sample_every",
+    "training.steps",
+    "validation",
+)
 
 
 class Workdir:
@@ -33,6 +50,7 @@ class Workdir:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.config_file = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
         self.log_file = self.path / "log.jsonl"
         self.evaluation_file = self.path / "evaluations.jsonl"
         self.validation_file = self.path / "validation.jsonl"
@@ -42,52 +60,73 @@ class Workdir:
         self.weights = self.path / "weights"
 
     def check(self, config: dict) -> None:
-        """Checks that a run of `config` may begin in the folder, and changes nothing.
+        """Checks that a run of `config` may begin or go on in the folder, and changes nothing.
 
         Raises:
-            ValueError: if it belongs to another configuration, holds trained weights, or holds
-                files of another origin where those of the run would go.
+            ValueError: if it belongs to another configuration, holds a finished run of no fewer
+                steps, or holds files of another origin where those of the run would go.
         """
         received = f"Received: workdir={str(self.path)!r}"
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"The workdir must be a folder. {received}")
-        if self.config_file.exists():
-            differences = _differences(self.config(), json.loads(_to_json(config)))
-            if differences:
-                raise ValueError(
-                    "The workdir belongs to another configuration: choose another --workdir, or "
-                    f"the same settings. {received}, where\n  " + "\n  ".join(differences)
-                )
-            if self.weights_file("raw").exists():
-                raise ValueError(
-                    "The workdir holds a finished run of this configuration: sample from it with "
-                    f"apps/sample.py, or train into another --workdir. {received}"
-                )
+        if not self.config_file.exists():
+            for part in (*self._logs(), *self._folders()):
+                if part.exists():
+                    raise ValueError(
+                        f"The workdir holds {part.name} but no config.json, so it is not that of a "
+                        f"training run: choose another --workdir. {received}"
+                    )
             return
-        logs = (self.log_file, self.evaluation_file, self.validation_file)
-        for part in (*logs, self.tensorboard, self.samples, self.weights):
-            if part.exists():
-                raise ValueError(
-                    f"The workdir holds {part.name} but no config.json, so it is not that of a "
-                    f"training run: choose another --workdir. {received}"
-                )
+        old = self.config()
+        differences = _differences(old, json.loads(_to_json(config)))
+        if differences:
+            raise ValueError(
+                "The workdir belongs to another configuration: choose another --workdir, or the "
+                f"same settings. {received}, where\n  " + "\n  ".join(differences)
+            )
+        if self.finished() and config["training"]["steps"] <= old["training"]["steps"]:
+            raise ValueError(
+                "The workdir holds a finished run of this configuration: sample from it with "
+                "apps/sample.py, train it further with more --steps, or train into another "
+                f"--workdir. {received}, with steps={old['training']['steps']}"
+            )
 
-    def claim(self, config: dict) -> None:
-        """Makes the folder that of `config`; what an unfinished run left there is begun anew.
+    def finished(self) -> bool:
+        """Returns whether the run has been finished."""
+        return self.weights_file("raw").exists()
+
+    def claim(self, config: dict, step: int = 0) -> None:
+        """Makes the folder that of `config`, for a run that begins or goes on at a training step.
+
+        What an earlier process has left there of later steps is removed, except for checkpoints.
+
+        Args:
+            config: the resolved configuration.
+            step: training steps done.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: as `check`; or if a log is damaged.
         """
         self.check(config)
         self.path.mkdir(parents=True, exist_ok=True)
+        for log in self._logs():
+            if step:
+                cut_jsonl(log, step)
+            else:
+                log.unlink(missing_ok=True)
+        for which in ("raw", "ema"):  # those of a finished run, which is not finished any more
+            self.weights_file(which).unlink(missing_ok=True)
         write_whole(self.config_file, lambda path: path.write_text(_to_json(config)))
-        for folder in (self.tensorboard, self.samples, self.weights):
+        for folder in self._folders():
             folder.mkdir(exist_ok=True)
-        self.log_file.write_text("")
-        self.evaluation_file.unlink(missing_ok=True)
-        self.validation_file.unlink(missing_ok=True)
-        for leftover in (*self.tensorboard.glob("events.*"), *self.samples.glob("step_*.png")):
-            leftover.unlink()
+        self.log_file.touch()
+        if step == 0:
+            for leftover in self.tensorboard.glob("events.*"):
+                leftover.unlink()
+        for grid in self.samples.glob("step_*.png"):
+            drawn = re.fullmatch(r"step_(\d+)\.png", grid.name)
+            if drawn and int(drawn[1]) > step:
+                grid.unlink()
 
     def config(self) -> dict:
         """Returns the configuration of the run.
@@ -108,6 +147,12 @@ class Workdir:
                 f"{received}"
             ) from error
 
+    def _logs(self) -> tuple[Path, ...]:
+        return self.log_file, self.evaluation_file, self.validation_file
+
+    def _folders(self) -> tuple[Path, ...]:
+        return self.checkpoints, self.tensorboard, self.samples, self.weights
+
     def weights_file(self, which: str) -> Path:
         """Returns the path of the "raw" or the "ema" weights."""
         return self.weights / f"{which}.weights.h5"
@@ -125,7 +170,8 @@ class Workdir:
         """
         if not self.weights_file("raw").exists():
             raise ValueError(
-                "The run in this workdir has not been finished: it has no weights yet. "
+                "The run in this workdir has not been finished: it has no weights yet. Repeat its "
+                "command to train on. "
                 f"Received: workdir={str(self.path)!r}"
             )
         for which, network in _networks(model).items():
@@ -174,10 +220,12 @@ def _to_json(config: dict) -> str:
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """One line for each setting that differs."""
+    """One line for each setting that differs and may not."""
     lines = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
+        if f"{prefix}{key}" in _MAY_CHANGE:
+            continue
         if isinstance(a, dict) and isinstance(b, dict):
             lines += _differences(a, b, f"{prefix}{key}.")
         elif a != b:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff import evaluation, training
-from keras_cdiff.training.configuration import build_model
+from keras_cdiff.training.building import build_model
 
 
 @pytest.fixture(scope="module")

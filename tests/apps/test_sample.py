@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from keras_cdiff import training
-from keras_cdiff.training.configuration import SAMPLERS, build_model
+from keras_cdiff.training.building import SAMPLERS, build_model
 
 
 @pytest.fixture(scope="module")

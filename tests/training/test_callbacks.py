@@ -36,12 +36,13 @@ def test_the_log_stays_json_when_the_loss_is_not_finite(
     path = tmp_path / "log.jsonl"
     writer = TensorBoardWriter(tmp_path / "tensorboard")
     for loss in (math.nan, math.inf):
-        log = RunLog(10, path, writer)
+        log = RunLog(10, 4, path, writer)
         end_an_epoch(log, model, {"loss": loss, "batch_loss": 1.0})
     writer.close()
 
     records = [strict(line) for line in path.read_text().splitlines()]
     assert [record["loss"] for record in records] == [None, "inf"]
+    assert [(record["step"], record["images"]) for record in records] == [(0, 0)] * 2
     assert records[0]["interval"] == [0.5, "inf"]
     assert records[0]["cluster_edges"][-1] == "inf"
     assert records[0]["cluster_loss"] == [None] * 10
@@ -55,7 +56,7 @@ def test_the_log_stays_json_when_the_loss_is_not_finite(
 def test_the_log_is_silent_and_writes_nothing_if_so_wished(tmp_path, make_model, quick, capsys):
     model = make_model()
     model.compile(**quick)
-    end_an_epoch(RunLog(10, verbose=0), model, {"loss": 1.0, "batch_loss": 1.0})
+    end_an_epoch(RunLog(10, 4, verbose=0), model, {"loss": 1.0, "batch_loss": 1.0})
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.iterdir())
 
@@ -63,11 +64,7 @@ def test_the_log_is_silent_and_writes_nothing_if_so_wished(tmp_path, make_model,
 def test_grids_come_when_due_and_training_stops_at_the_exact_step(
     tmp_path, make_model, batch, quick, monkeypatch
 ):
-    def draw(grid):
-        grid._drawn = grid._iteration()
-        (tmp_path / str(grid._drawn)).touch()
-
-    monkeypatch.setattr(SampleGrid, "_draw", draw)
+    monkeypatch.setattr(SampleGrid, "act", lambda grid, step, logs: (tmp_path / str(step)).touch())
     model = make_model()
     model.compile(**quick)
     images, labels = batch  # 4 steps an epoch
@@ -86,7 +83,7 @@ def test_a_grid_shows_grey_rgb_and_the_first_channels_of_latents(
     model = make_model("ddpm", channels=channels, num_classes=0)
     grid = SampleGrid(tmp_path, every=1, sampler=DDIM(1), num_samples=10)
     grid.set_model(model)
-    grid._draw()
+    grid.act(0, None)
     with Image.open(tmp_path / "step_000000.png") as image:
         assert image.mode == mode
         assert image.size == (8 * 66 + 2, 2 * 66 + 2)
@@ -99,7 +96,7 @@ def test_a_grid_does_not_end_a_run_that_diverged(tmp_path, make_model):
         weight.assign(np.full(weight.shape, np.nan))
     grid = SampleGrid(tmp_path, every=1, sampler=DDIM(1), num_samples=1)
     grid.set_model(model)
-    grid._draw()
+    grid.act(0, None)
     with Image.open(tmp_path / "step_000000.png") as image:
         assert image.getpixel((5, 5)) == (128, 128, 128)
 

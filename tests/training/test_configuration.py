@@ -4,9 +4,7 @@ import keras
 import pytest
 
 from keras_cdiff import presets, training
-from keras_cdiff.curriculum import PatiencePacing
-from keras_cdiff.ema import FixedDecay
-from keras_cdiff.training import configuration
+from keras_cdiff.training import building
 
 pytestmark = pytest.mark.backend_free
 
@@ -43,7 +41,11 @@ def test_what_is_given_replaces_the_preset_and_the_rest_stays():
         "jit_compile": False,
         "log_every": 100,
         "sample_every": 7,
+        "max_nonfinite": 10,
+        "gradient_accumulation_steps": 1,
+        "global_clipnorm": None,
     }
+    assert config["checkpoints"] == {"every": 500, "keep_last": 3, "keep_every": None}
     expected = {**default["model"]["backbone"], "image_size": 8, "dtype": "mixed_bfloat16"}
     assert config["model"] == {**default["model"], "backbone": expected}
     assert config["curriculum"]["patience"] == default["curriculum"]["patience"]
@@ -74,6 +76,13 @@ def test_other_data_decides_the_number_of_classes_unless_it_is_given(arguments, 
         ("dit_emoji16", {"steps": 0}, "steps=0"),
         ("dit_emoji16", {"batch_size": 1.5}, "batch_size=1.5"),
         ("dit_emoji16", {"log_every": 0}, "log_every=0"),
+        ("dit_emoji16", {"checkpoint_every": 0}, "Received: checkpoint_every=0"),
+        ("dit_emoji16", {"keep_last": 0}, "Received: keep_last=0"),
+        ("dit_emoji16", {"keep_every": 0}, "Received: keep_every=0"),
+        ("dit_emoji16", {"max_nonfinite": -1}, "Received: max_nonfinite=-1"),
+        ("dit_emoji16", {"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0"),
+        ("dit_emoji16", {"global_clipnorm": 0.0}, "Received: global_clipnorm=0.0"),
+        ("edm_emoji16", {"rematerialize": True}, "for transformers.*edm_emoji16"),
         ("dit_emoji16", {"sample_every": 0}, "sample_every=0"),
         ("dit_emoji16", {"learning_rate": 0.0}, "learning_rate=0.0"),
         ("dit_emoji16", {"learning_rate": float("inf")}, "learning_rate=inf"),
@@ -105,103 +114,12 @@ def test_bad_settings_are_named_before_any_data_is_opened(preset, arguments, mes
         training.resolve(preset, **arguments)
 
 
-def test_the_model_is_that_of_the_configuration_not_of_the_preset(tiny):
-    config = tiny({"num_classes": 0}, seed=5)
-    config["model"]["ema"]["config"]["decay"] = 0.5
-    model = configuration.build_model(config)
-    assert model.image_shape == (8, 8, 3)
-    assert model.num_classes == 0
-    assert model.seed == 5
-    assert isinstance(model.ema, FixedDecay)
-    assert model.ema.decay == 0.5
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero_at_the_last_step():
-    config = training.resolve("dit_emoji16", steps=1000)
-    rate = configuration.build_optimizer(config)._learning_rate
-    peak = config["training"]["learning_rate"]
-    assert [float(rate(step)) for step in (0, 50, 100, 550, 1000)] == pytest.approx(
-        [0.0, peak / 2, peak, peak / 2, 0.0], abs=1e-8
-    )
-
-
-def test_a_constant_learning_rate_stays_after_the_warm_up():
-    config = training.resolve("dit_emoji16", steps=1000)
-    config["training"]["learning_rate_schedule"] = "constant"
-    rate = configuration.build_optimizer(config)._learning_rate
-    peak = config["training"]["learning_rate"]
-    assert [float(rate(step)) for step in (50, 100, 1000, 5000)] == pytest.approx(
-        [peak / 2, peak, peak, peak]
-    )
-    config["training"]["warmup_steps"] = 0
-    assert float(configuration.build_optimizer(config).learning_rate) == pytest.approx(peak)
-
-
-@pytest.mark.parametrize("policy", configuration.DTYPE_POLICIES)
-def test_the_loss_is_scaled_in_half_precision_alone(policy):
-    optimizer = configuration.build_optimizer(training.resolve("dit_emoji16", dtype_policy=policy))
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    assert scales == (policy == "mixed_float16")
-
-
-@pytest.mark.parametrize(
-    ("kind", "order", "cumulative"),
-    [
-        ("paper", "easy_to_hard", True),
-        ("hard_to_easy", "hard_to_easy", True),
-        ("isolated", "easy_to_hard", False),
-    ],
-)
-@pytest.mark.parametrize("clusters", configuration.CLUSTERS)
-def test_the_curriculum_is_the_configured_one(kind, order, cumulative, clusters):
-    config = training.resolve(
-        "dit_emoji16", curriculum=kind, clusters=clusters, num_clusters=4, patience=9
-    )
-    callback = configuration.build_curriculum(config)
-    assert (callback.order, callback.cumulative) == (order, cumulative)
-    assert callback.clusters.num_clusters == 4
-    assert callback.clusters.name == clusters
-    assert isinstance(callback.pacing, PatiencePacing)
-    assert callback.pacing.patience == 9
-    low, high = callback.clusters.full_interval
-    assert (low, high) == ((0.002, 80.0) if clusters == "uniform" else (0.0, float("inf")))
-
-
-def test_no_curriculum_is_none():
-    config = training.resolve("dit_emoji16", curriculum="none")
-    assert config["curriculum"] is None
-    assert configuration.build_curriculum(config) is None
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("name", configuration.SAMPLERS)
-def test_samplers_clamp_pixels_but_not_latents(name, channels):
-    sampler = configuration.build_sampler(name, 7, channels)
-    assert isinstance(sampler, configuration.SAMPLERS[name])
-    assert sampler.num_steps == 7
-    # Solvers of the flow do not clamp by default.
-    assert sampler.clip == (channels != 4 and name in ("ddpm", "ddim"))
-
-
-def test_a_sampler_has_its_own_number_of_steps_by_default():
-    for name, sampler in configuration.SAMPLERS.items():
-        assert configuration.build_sampler(name).num_steps == sampler().num_steps
-    with pytest.raises(ValueError, match=r"ddpm, ddim, euler, heun, dpm_solver.*leapfrog"):
-        configuration.build_sampler("leapfrog")
-
-
-def test_a_sampler_takes_the_options_of_a_preset():
-    sampling = presets.preset("edm_adm_imagenet64")["sampling"]
-    sampler = configuration.build_sampler(sampling["sampler"], 256, **sampling["options"])
-    assert (sampler.s_churn, sampler.s_min, sampler.s_max, sampler.s_noise) == (40, 0.05, 50, 1.003)
-
-
 @pytest.mark.parametrize(("augment", "features"), [(None, 0), (0.3, 9), (0.0, 0)])
 def test_augmentation_is_set_with_the_network_that_is_told_of_it(augment, features):
     config = training.resolve("edm_emoji16", image_size=8, augment=augment)
     config["model"]["backbone"] |= {"width": 8, "num_blocks": 1}
     assert json.loads(json.dumps(config)) == config
-    model = configuration.build_model(config)
+    model = building.build_model(config)
     assert model.backbone.augment_features == features
     assert getattr(model.augmentation, "probability", None) == (augment or None)
 

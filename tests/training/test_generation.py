@@ -114,11 +114,11 @@ def test_a_file_is_no_output(tmp_path, make_model, config):
 
 @pytest.mark.backend_free
 def test_one_weights_file_serves_as_weights_and_average(tmp_path, tiny):
-    from keras_cdiff.training import configuration
+    from keras_cdiff.training import building
 
     path = tmp_path / "any.weights.h5"
     changes = {"image_size": 8, "num_classes": 3}
-    trained = configuration.build_model(training.resolve("dit_emoji16", seed=1, **changes))
+    trained = building.build_model(training.resolve("dit_emoji16", seed=1, **changes))
     trained.backbone.save_weights(path)
     model, config = training.load_weights(path, "dit_emoji16", **changes)
     assert config["preset"] == "dit_emoji16"

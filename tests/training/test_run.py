@@ -55,6 +55,7 @@ def test_a_run_logs_each_interval_with_its_stage(finished, read_log):
         assert len(record["cluster_loss"]) == 2
         assert math.isfinite(record["loss"])
         assert record["seconds_per_step"] > 0
+        assert record["images"] == 4 * record["step"]
     # At stage 1 the model sees the noisier cluster alone.
     assert records[0]["cluster_loss"][0] is None
     assert records[0]["cluster_loss"][1] > 0
@@ -133,8 +134,10 @@ def test_the_same_command_on_a_finished_run_is_refused(finished):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     with pytest.raises(ValueError, match="finished run"):
         training.train(config, workdir)
-    with pytest.raises(ValueError, match=r"training\.steps was 9 and is now 10"):
-        training.train({**config, "training": {**config["training"], "steps": 10}}, workdir)
+    with pytest.raises(ValueError, match="seed was 0 and is now 1"):
+        training.train({**config, "seed": 1}, workdir)
+    with pytest.raises(ValueError, match=r"finished run.*with steps=9"):
+        training.train({**config, "training": {**config["training"], "steps": 8}}, workdir)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
@@ -170,11 +173,11 @@ def test_the_console_shows_stage_interval_and_why_it_ended(tmp_path, tiny, capsy
     assert f"Curriculum stage 1/2 at iteration 0: sigma in [{edge:.4g}, inf) (training" in shown
     assert "Curriculum stage 2/2 at iteration" in shown
     assert "sigma in [0, inf) (stage 1 ended: no improvement on" in shown
-    assert "step 3/6  loss " in shown
+    assert "step 3/6  12 images  loss " in shown
 
 
 @pytest.mark.backend_free
-def test_an_interrupted_run_leaves_no_weights_and_begins_anew(tmp_path, tiny, monkeypatch):
+def test_a_run_that_failed_leaves_no_weights_and_begins_anew(tmp_path, tiny, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 

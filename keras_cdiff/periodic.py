@@ -1,0 +1,57 @@
+"""The base of callbacks that do something every so many training steps."""
+
+import abc
+
+import keras
+import numpy as np
+
+
+class PeriodicCallback(keras.callbacks.Callback, abc.ABC):
+    """Acts every some steps, at the end of an epoch, and at the end of training.
+
+    Args:
+        every: training steps between two actions, rounded up to the end of an epoch, >= 1.
+
+    Attributes:
+        count_from: the step from which `every` is counted; None for the one at which training
+            begins. Training that goes on within an epoch counts from that epoch's beginning.
+
+    Raises:
+        ValueError: if `every` is out of its range.
+    """
+
+    def __init__(self, every: int):
+        super().__init__()
+        if not isinstance(every, int | np.integer) or isinstance(every, bool) or every < 1:
+            raise ValueError(
+                "`every` must be an integer of at least 1, training steps. "
+                f"Received: every={every!r}"
+            )
+        self.every = int(every)
+        self.count_from: int | None = None
+
+    @abc.abstractmethod
+    def act(self, step: int, logs: dict | None) -> None:
+        """Does what is due after a training step; `logs` are those of the epoch."""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._acted = self._step() if self.count_from is None else self.count_from
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        # What the last epoch's action adds to its logs must be there before these are history.
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        step = self._step()
+        if step // self.every > self._acted // self.every or (last and step > self._acted):
+            self._act(step, logs)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        step = self._step()
+        if step > self._acted:  # a callback after this one ended training
+            self._act(step, logs)
+
+    def _act(self, step: int, logs: dict | None) -> None:
+        self._acted = step
+        self.act(step, logs)
+
+    def _step(self) -> int:
+        return int(keras.ops.convert_to_numpy(self.model.iteration))

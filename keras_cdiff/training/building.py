@@ -1,0 +1,110 @@
+"""The parts of a training run, made from its configuration."""
+
+import keras
+
+from keras_cdiff.curriculum import (
+    Clusters,
+    CurriculumCallback,
+    PatiencePacing,
+    quantile_clusters,
+    snr_clusters,
+    uniform_clusters,
+)
+from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.guarded_optimizer import GuardedOptimizer
+from keras_cdiff.samplers import DDIM, DDPM, DPMSolver, Euler, Heun, Sampler
+
+SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "euler": Euler, "heun": Heun, "dpm_solver": DPMSolver}
+
+
+def build_model(config: dict) -> DiffusionModel:
+    """Returns the model of a resolved configuration, with fresh weights."""
+    parts = dict(config["model"])
+    backbone = {k: v for k, v in parts.pop("backbone").items() if k != "class_name"}
+    return DiffusionModel.from_preset(config["preset"], seed=config["seed"], **parts, **backbone)
+
+
+def build_optimizer(config: dict) -> keras.optimizers.Optimizer:
+    """Returns AdamW with a linear warm-up to a rate that stays, or falls to zero as a cosine.
+
+    Updates that are not finite are skipped. Under mixed_float16 it scales the loss, whose gradients
+    would vanish in half precision.
+    """
+    training = config["training"]
+    warmup, rate = training["warmup_steps"], training["learning_rate"]
+    cosine = training["learning_rate_schedule"] == "cosine"
+    if warmup or cosine:
+        # The warm-up of Keras comes with a cosine decay; with alpha = 1 that stays where it is.
+        steps = max(training["steps"] - warmup, 1)
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if warmup else rate,
+            decay_steps=steps,
+            alpha=0.0 if cosine else 1.0,
+            warmup_target=rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    batches = training["gradient_accumulation_steps"]
+    optimizer = keras.optimizers.AdamW(
+        rate,
+        weight_decay=training["weight_decay"],
+        global_clipnorm=training["global_clipnorm"],
+        gradient_accumulation_steps=batches if batches > 1 else None,
+    )
+    if config["model"]["backbone"]["dtype"] == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return GuardedOptimizer(optimizer)
+
+
+def build_curriculum(config: dict) -> CurriculumCallback | None:
+    """Returns the callback of the configured curriculum, or None for plain training."""
+    staging = config["curriculum"]
+    if staging is None:
+        return None
+    return CurriculumCallback(
+        Clusters.from_config({"edges": staging["edges"], "name": staging["clusters"]}),
+        PatiencePacing(staging["patience"]),
+        order="hard_to_easy" if staging["kind"] == "hard_to_easy" else "easy_to_hard",
+        cumulative=staging["kind"] != "isolated",
+    )
+
+
+def build_sampler(
+    name: str, num_steps: int | None = None, channels: int = 3, **options: object
+) -> Sampler:
+    """Returns the sampler called `name`.
+
+    Args:
+        name: a name in `SAMPLERS`.
+        num_steps: number of steps; None for the sampler's own default.
+        channels: channels of an image. Other counts than 1 and 3 are those of latents, whose
+            estimates are not clamped to [-1, 1].
+        **options: other arguments of that sampler.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(
+            f"`sampler` must be one of {', '.join(SAMPLERS)}. Received: sampler={name!r}"
+        )
+    count = {} if num_steps is None else {"num_steps": num_steps}
+    # Solvers of the flow do not clamp by default, as EDM does not.
+    clip = {} if in_pixels(channels) else {"clip": False}
+    return SAMPLERS[name](**count, **{**clip, **options})
+
+
+def in_pixels(channels: int) -> bool:
+    """Returns whether images of so many channels are grey or RGB, rather than latents."""
+    return channels in (1, 3)
+
+
+def make_clusters(model: dict, staging: dict) -> Clusters:
+    """Returns the clusters of noise levels that a configuration's curriculum asks for.
+
+    Args:
+        model: the configuration's model, with its schedule and objective.
+        staging: its curriculum, with the kind of clusters and their number.
+    """
+    schedule = keras.saving.deserialize_keras_object(model["schedule"])
+    if staging["clusters"] == "quantile":
+        objective = keras.saving.deserialize_keras_object(model["objective"])
+        return quantile_clusters(objective, staging["num_clusters"])
+    make = {"uniform": uniform_clusters, "snr": snr_clusters}[staging["clusters"]]
+    return make(schedule, staging["num_clusters"])

@@ -1,0 +1,136 @@
+"""Checkpoints of a training while `fit` runs, and how it goes on from them."""
+
+import os
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.training.checkpoint import BackgroundWriter, CheckpointFolder
+from keras_cdiff.training.interruption import Interruption
+from keras_cdiff.training.model_state import restore, snapshot
+
+
+class Interrupted(Exception):  # noqa: N818 (nothing has gone wrong)
+    """A training was asked to end, and has left a checkpoint."""
+
+
+class CheckpointCallback(keras.callbacks.Callback):
+    """Saves a checkpoint every some steps, at the end, and where training is asked to end.
+
+    Put it last: a checkpoint at the end of an epoch is taken when the other callbacks have seen
+    that end, so that a training that goes on from there has nothing to repeat. The training waits
+    for a copy of the state only, which a thread writes while it goes on.
+
+    Args:
+        folder: a `CheckpointFolder`, or the path of one.
+        every: training steps between two checkpoints, >= 1.
+        metadata: plain data for JSON to keep with each.
+        interruption: tells whether training shall end, by the exception `Interrupted`; None if that
+            is nobody's wish.
+
+    Attributes:
+        writer: the `BackgroundWriter`, to be closed if `fit` raises.
+
+    Raises:
+        ValueError: if `every` is out of its range.
+        OSError: from `fit`, if a checkpoint cannot be written; earlier ones are intact.
+
+    Example:
+
+    ```python
+    step = resume(model, "checkpoints")  # 0 at the first time
+    batches = make_dataset(source, image_size=32, batch_size=64, start_step=step)
+    model.fit(
+        batches,
+        steps_per_epoch=500,
+        initial_epoch=step // 500,
+        epochs=100,
+        shuffle=False,
+        callbacks=[curriculum, CheckpointCallback("checkpoints", every=500)],
+    )
+    ```
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike | CheckpointFolder,
+        every: int = 500,
+        metadata: Mapping | None = None,
+        interruption: Interruption | None = None,
+    ):
+        super().__init__()
+        if not isinstance(every, int | np.integer) or isinstance(every, bool) or every < 1:
+            raise ValueError(
+                "`every` must be an integer of at least 1, training steps between two checkpoints. "
+                f"Received: every={every!r}"
+            )
+        self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
+        self.every = int(every)
+        self.metadata = dict(metadata or {})
+        self.interruption = interruption
+        self.writer = BackgroundWriter(self.folder)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._step = self._saved = int(keras.ops.convert_to_numpy(self.model.iteration))
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._last_batch = -1
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._step += batch - self._last_batch
+        self._last_batch = batch
+        # The last batch of an epoch is for `on_epoch_end`.
+        if batch + 1 != self.params.get("steps") and not self.model.stop_training:
+            self._save_if_due()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._save_if_due()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        if self._step > self._saved:
+            self._save()
+        self.writer.wait()
+
+    def _save_if_due(self) -> None:
+        ending = self.interruption is not None and self.interruption.requested
+        if self._step // self.every > self._saved // self.every or (
+            ending and self._step > self._saved
+        ):
+            self._save()
+        if ending:
+            self.writer.wait()
+            raise Interrupted(
+                f"Interrupted by {self.interruption.signal.name} at step {self._step}, with a "
+                f"checkpoint in {self.folder.path}: the same command goes on from there."
+            )
+
+    def _save(self) -> None:
+        self.writer.save(self._step, snapshot(self.model), self.metadata)
+        self._saved = self._step
+
+
+def resume(model: DiffusionModel, folder: str | os.PathLike | CheckpointFolder) -> int:
+    """Gives a model the state of the newest checkpoint that verifies.
+
+    Metrics, such as the mean loss of an epoch that was not at its end, begin anew.
+
+    Args:
+        model: a compiled model of the same configuration, on any backend.
+        folder: a `CheckpointFolder`, or the path of one.
+
+    Returns:
+        The training steps that the model has taken; 0 if the folder holds no checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint is that of another configuration, or all are damaged.
+    """
+    folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
+    found = folder.latest()
+    if found is None:
+        return 0
+    step, arrays, _ = found
+    model.optimizer.build(model.trainable_variables)
+    restore(model, arrays, metrics=False)
+    return step
