@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from keras_cdiff.files import strict_json, write_whole
+from keras_cdiff.files import append_record, strict_json, write_whole
 
 pytestmark = pytest.mark.backend_free
 
@@ -31,3 +31,13 @@ def test_json_without_nan_and_infinity():
     plain = strict_json({"a": [1.5, math.nan], "b": (math.inf, -math.inf), "c": {"d": "text"}})
     assert plain == {"a": [1.5, None], "b": ["inf", "-inf"], "c": {"d": "text"}}
     json.dumps(plain, allow_nan=False)
+
+
+def test_records_are_appended_as_lines(tmp_path):
+    path = tmp_path / "new" / "log.jsonl"
+    for record in ({"step": 1}, {"step": 2, "loss": "inf"}):
+        append_record(path, record)
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "loss": "inf"}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        append_record(path, {"loss": float("nan")})
+    assert len(path.read_text().splitlines()) == 2

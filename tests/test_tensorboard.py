@@ -1,4 +1,5 @@
 import io
+import time
 
 import numpy as np
 import pytest
@@ -43,3 +44,14 @@ def test_events_can_be_read_while_the_run_goes_on(tmp_path, read_events):
 def test_nothing_is_written_before_the_first_value(tmp_path):
     TensorBoardWriter(tmp_path / "tensorboard").close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_goes_on_replaces_what_lay_beyond(tmp_path, read_events):
+    for resumed_at, steps in ((None, (1, 2, 3)), (2, (3, 4))):
+        writer = TensorBoardWriter(tmp_path / "tensorboard", resumed_at)
+        for step in steps:
+            writer.scalars(step, {"loss": step + (resumed_at or 0)})
+        writer.close()
+        time.sleep(1.1)  # the files' names hold whole seconds
+    losses = [(event.step, event.value) for event in read_events(tmp_path).Scalars("loss")]
+    assert losses == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)]

@@ -112,11 +112,15 @@ class ImageFiles:
     def __getitem__(self, index: int) -> np.ndarray:
         from PIL import Image, ImageOps
 
-        with Image.open(self._paths[index]) as file:
-            image = ImageOps.exif_transpose(file)
-            grey = image.mode in ("1", "L")
-            mode = "RGBA" if image.has_transparency_data else "L" if grey else "RGB"
-            array = np.asarray(image.convert(mode))
+        path = self._paths[index]
+        try:
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file)
+                grey = image.mode in ("1", "L")
+                mode = "RGBA" if image.has_transparency_data else "L" if grey else "RGB"
+                array = np.asarray(image.convert(mode))
+        except Exception as error:  # it has changed since it was checked
+            raise _unreadable(path, error) from error
         return array[..., None] if array.ndim == 2 else array
 
 
@@ -132,15 +136,19 @@ def _check_image_file(path: Path) -> None:
             elif image.format != "JPEG" or not _ends_with(path, b"\xff\xd9"):
                 image.load()
     except Exception as error:  # Pillow's decoders raise errors of many kinds
-        raise ValueError(
-            f"Pillow cannot read this image; mend it or take it out of the folder. The error was: "
-            f"{error}. Received: file={str(path)!r}"
-        ) from error
+        raise _unreadable(path, error) from error
     if mode.startswith(("I", "F")):
         raise ValueError(
             "An image must have 8 bits a channel; convert it to 8-bit grey or RGB. "
             f"Received: file={str(path)!r} of Pillow mode {mode!r}"
         )
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        "Pillow cannot read this image; mend it or take it out of the folder. The error was: "
+        f"{error}. Received: file={str(path)!r}"
+    )
 
 
 def _ends_with(path: Path, marker: bytes) -> bool:

@@ -26,6 +26,7 @@ from keras_cdiff.training.evaluation import evaluation_callbacks
 from keras_cdiff.training.interruption import Interruption, WorkdirLock
 from keras_cdiff.training.model_state import restore
 from keras_cdiff.training.nonfinite import NonFiniteGuard
+from keras_cdiff.training.watched_source import WatchedSource
 from keras_cdiff.training.workdir import Workdir
 
 
@@ -66,7 +67,8 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
     backbone["num_classes"] = _num_classes(config, source)
     folder = Workdir(workdir)
     folder.check(config)
-    make_batches = functools.partial(_batches, config, source)
+    watched = WatchedSource(source)
+    make_batches = functools.partial(_batches, config, watched)
     make_batches(0)  # what does not fit the data is said now
     keras.utils.set_random_seed(config["seed"])
     model = build_model(config)
@@ -118,15 +120,20 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
             *evaluations,
             saver,
         ]
-        fit_intervals(
-            model, make_batches, training["steps"], training["log_every"], callbacks, arrays
-        )
+        try:
+            fit_intervals(
+                model, make_batches, training["steps"], training["log_every"], callbacks, arrays
+            )
+        except Exception:
+            if watched.error is not None:
+                raise watched.error  # noqa: B904 (the same error, perhaps in TensorFlow's words)
+            raise
         folder.save_weights(model)
     print(f"wrote {folder.weights}", flush=True)
     return model
 
 
-def _batches(config: dict, source: Source, start_step: int) -> object:
+def _batches(config: dict, source: Source | WatchedSource, start_step: int) -> object:
     """The batches of a run from a step on."""
     backbone, training = config["model"]["backbone"], config["training"]
     return make_dataset(

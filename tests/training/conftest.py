@@ -1,6 +1,8 @@
 """Runs of a network small enough for tests."""
 
+import contextlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -50,3 +52,23 @@ def read_log():
         return [json.loads(line, parse_constant=refuse) for line in lines]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def signal_at():
+    """A context manager: within it a run sends itself a signal after a step."""
+
+    @contextlib.contextmanager
+    def send(step, number):
+        original = training.StopAt.on_train_batch_end
+
+        def then_signal(callback, batch, logs=None):
+            original(callback, batch, logs)
+            if callback._step == step:
+                os.kill(os.getpid(), number)
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(training.StopAt, "on_train_batch_end", then_signal)
+            yield
+
+    return send

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 
 import keras
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from keras_cdiff import training
+from keras_cdiff.training.checkpoint import read_checkpoint
 
 
 def array(x):
@@ -18,9 +20,10 @@ def finished(tmp_path_factory, tiny, npz, extractor_file):
     """A run of two stages in nine steps, evaluated: its folder, configuration and model."""
     workdir = tmp_path_factory.mktemp("runs") / "paper"
     config = tiny(
-        **{"steps": 9, "num_clusters": 2, "patience": 1, "log_every": 2, "sample_every": 4},
+        **{"steps": 9, "num_clusters": 2, "patience": 1, "log_every": 2, "sample_every": 5},
         **{"evaluate_every": 4, "evaluate_samples": 6, "extractor": f"keras:{extractor_file}"},
         **{"validate_every": 4, "validation_data": npz(), "validation_images": 5},
+        **{"checkpoint_every": 4, "keep_last": 1, "global_clipnorm": 1.0},
     )
     return workdir, config, training.train(config, workdir)
 
@@ -106,10 +109,10 @@ def test_tensorboard_shows_what_the_log_holds(finished, read_log, read_events):
 
 def test_grids_of_samples_are_on_disk_and_in_tensorboard(finished, read_events):
     workdir, *_ = finished
-    names = ["step_000004.png", "step_000008.png", "step_000009.png"]
+    names = ["step_000006.png", "step_000009.png"]
     assert sorted(path.name for path in (workdir / "samples").iterdir()) == names
     images = read_events(workdir).Images("samples")
-    assert [event.step for event in images] == [4, 8, 9]
+    assert [event.step for event in images] == [6, 9]
     grid = (workdir / "samples" / names[-1]).read_bytes()
     with Image.open(workdir / "samples" / names[-1]) as image:
         assert image.size == (8 * 66 + 2, 4 * 66 + 2)
@@ -127,6 +130,49 @@ def test_raw_and_averaged_weights_come_back_with_the_run(finished):
             np.testing.assert_array_equal(array(got), array(want))
     raw, average = model.backbone.weights, model.ema_backbone.weights
     assert any(np.any(array(a) != array(b)) for a, b in zip(raw, average, strict=True))
+
+
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    finished, tmp_path, read_log, read_events, signal_at, capsys
+):
+    workdir, config, model = finished
+    # Within a log interval, in which a grid of samples is due since that step.
+    with (
+        signal_at(5, signal.SIGTERM),
+        pytest.raises(training.Interrupted, match="SIGTERM at step 5"),
+    ):
+        training.train(config, tmp_path)
+    assert "wrote" not in capsys.readouterr().out
+    resumed = training.train(config, tmp_path)
+    assert "goes on from step 5" in capsys.readouterr().out
+    for network in ("backbone", "ema_backbone"):
+        for got, want in zip(
+            getattr(resumed, network).weights, getattr(model, network).weights, strict=True
+        ):
+            np.testing.assert_array_equal(array(got), array(want))
+    (arrays, _), (expected, _) = (
+        read_checkpoint(folder / "checkpoints" / "step_00000009.zip")
+        for folder in (tmp_path, workdir)
+    )
+    assert arrays.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(arrays[name], value, err_msg=name)
+    for log in ("log.jsonl", "evaluations.jsonl", "validation.jsonl"):
+        assert timeless(read_log(tmp_path, log)) == timeless(read_log(workdir, log))
+    for grid in (workdir / "samples").iterdir():
+        assert (tmp_path / "samples" / grid.name).read_bytes() == grid.read_bytes()
+    one, other = (read_events(folder).Scalars("loss") for folder in (tmp_path, workdir))
+    assert [(e.step, e.value) for e in one] == [(e.step, e.value) for e in other]
+
+
+def timeless(records):
+    """The records without what the clock says."""
+    if isinstance(records, list):
+        return [timeless(record) for record in records]
+    if isinstance(records, dict):
+        clock = ("time", "seconds", "seconds_per_step")
+        return {name: timeless(value) for name, value in records.items() if name not in clock}
+    return records
 
 
 def test_the_same_command_on_a_finished_run_is_refused(finished):
