@@ -30,6 +30,11 @@ lint: .venv/test
 build-files: .venv/test .venv/buildifier
 	.venv/buildifier --mode=check --lint=warn BUILD MODULE.bazel
 
+# JAX compiles each new model anew, also one that differs by name alone; this cache notices.
+test-jax: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.venv/jax-cache
+test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
+
 # Tests that need no particular backend run once, the others once a backend.
 test-backend-free: .venv/test
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m backend_free

@@ -17,12 +17,14 @@ from keras_cdiff import (
 )
 from keras_cdiff.curriculum import CurriculumCallback
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.samplers import sample
 from keras_cdiff.version import __version__
 
 __all__ = [
     "CurriculumCallback",
     "DiffusionModel",
+    "GuardedOptimizer",
     "__version__",
     "augmentation",
     "backbones",

@@ -8,12 +8,14 @@ Tensor = keras.KerasTensor
 
 @keras.saving.register_keras_serializable("keras_cdiff")
 class GuardedOptimizer(keras.optimizers.Optimizer):
-    """Hands finite gradients to another optimizer; skips the step if one of them, or the loss, is
-    NaN or infinite.
+    """Hands finite gradients to another optimizer; skips the step if the loss or the norm of all
+    gradients is NaN or infinite.
 
-    A skipped step leaves weights and optimizer, `iterations` included, as they are. Under gradient
-    accumulation it is as if the batch had not been there. A `LossScaleOptimizer` inside skips by
-    itself and halves its scale, as it also does when the scale alone was too large.
+    The norm, because gradients whose squares overflow become NaN where they are clipped by it, and
+    infinite in Adam's second moment. A skipped step leaves weights and optimizer, `iterations`
+    included, as they are. Under gradient accumulation it is as if the batch had not been there. A
+    `LossScaleOptimizer` inside skips by itself and halves its scale, as it also does when the scale
+    alone was too large.
 
     Args:
         inner_optimizer: the `keras.optimizers.Optimizer` to guard.
@@ -64,34 +66,36 @@ class GuardedOptimizer(keras.optimizers.Optimizer):
     def apply(self, grads: list, trainable_variables: list | None = None) -> None:
         if not self.built:
             self.build(trainable_variables)
-        grads = list(grads)
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
+        grads = _dense(grads, trainable_variables or self._trainable_variables)
 
-        def update() -> None:
+        def update(grads: list) -> None:
             self.inner_optimizer.apply(grads, trainable_variables)
 
+        finite = _finite_norm(grads)
         if self._skips_by_itself():
-            update()
+            update(_spoilt_unless(finite, grads))
         else:
-            ops.cond(_all_finite(grads), update, lambda: None)
+            ops.cond(finite, lambda: update(grads), lambda: None)
 
     def stateless_apply(
         self, optimizer_variables: list, grads: list, trainable_variables: list
     ) -> tuple[list, list]:
         own = len(self._variables)
 
-        def update() -> tuple[list, list]:
+        def update(grads: list) -> tuple[list, list]:
             weights, inner = self.inner_optimizer.stateless_apply(
                 optimizer_variables[own:], grads, trainable_variables
             )
             return list(weights), [*optimizer_variables[:own], *inner]
 
+        finite = _finite_norm(grads)
         if self._skips_by_itself():
-            return update()
+            return update(_spoilt_unless(finite, grads))
         return ops.cond(
-            _all_finite(grads),
-            update,
+            finite,
+            lambda: update(grads),
             lambda: (list(trainable_variables), list(optimizer_variables)),
         )
 
@@ -118,6 +122,27 @@ def accumulation_steps(optimizer: keras.optimizers.Optimizer) -> int:
     return optimizer.gradient_accumulation_steps or 1
 
 
-def _all_finite(grads: list) -> Tensor:
-    finite = [ops.all(ops.isfinite(grad)) for grad in grads if grad is not None]
-    return ops.all(ops.stack(finite)) if finite else ops.convert_to_tensor(True)
+def _dense(grads: list, variables: list) -> list:
+    """The gradients as tensors.
+
+    TensorFlow has that of an embedding as rows, repeated rows among them, which Keras would square
+    before they are added: for Adam's second moment and for the norm by which it clips.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return list(grads)
+    pairs = zip(grads, variables, strict=True)
+    return [g if g is None else ops.reshape(g, v.shape) for g, v in pairs]
+
+
+def _finite_norm(grads: list) -> Tensor:
+    squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in grads if g is not None]
+    return ops.isfinite(ops.sum(ops.stack(squares))) if squares else ops.convert_to_tensor(True)
+
+
+def _spoilt_unless(finite: Tensor, grads: list) -> list:
+    """The gradients, the first of them NaN unless `finite`: for an optimizer that looks itself."""
+    first = next((place for place, g in enumerate(grads) if g is not None), None)
+    if first is None:
+        return grads
+    factor = ops.cast(ops.where(finite, 1.0, float("nan")), grads[first].dtype)
+    return [*grads[:first], grads[first] * factor, *grads[first + 1 :]]

@@ -8,7 +8,7 @@ from keras_cdiff.training.configuration import resolve
 from keras_cdiff.training.ema_snapshots import EMASnapshots, read_snapshots, reconstruct_average
 from keras_cdiff.training.evaluation import evaluate_model
 from keras_cdiff.training.generation import generate, load_run, load_weights
-from keras_cdiff.training.interruption import EXIT_INTERRUPTED
+from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption, WorkdirLock
 from keras_cdiff.training.model_state import restore, snapshot
 from keras_cdiff.training.nonfinite import NonFiniteGuard
 from keras_cdiff.training.run import train
@@ -21,12 +21,14 @@ __all__ = [
     "DamagedCheckpoint",
     "EMASnapshots",
     "Interrupted",
+    "Interruption",
     "NonFiniteGuard",
     "RunLog",
     "SampleGrid",
     "StopAt",
     "TensorBoardWriter",
     "Workdir",
+    "WorkdirLock",
     "evaluate_model",
     "generate",
     "load_run",

@@ -5,7 +5,6 @@ holds the format, the metadata, and name, dtype, shape and SHA-256 of every arra
 comment is the SHA-256 of the manifest. Nothing in it is ever unpickled.
 """
 
-import concurrent.futures
 import hashlib
 import io
 import json
@@ -167,47 +166,6 @@ class CheckpointFolder:
         for leftover in self.path.glob("writing-*-step_*.zip"):
             leftover.unlink(missing_ok=True)
         self._opened = True
-
-
-class BackgroundWriter:
-    """Saves into a folder from a thread of its own, one checkpoint at a time.
-
-    What goes wrong there is raised by the next call of `save`, `wait` or `close`. As a context
-    manager it closes itself.
-
-    Args:
-        folder: a `CheckpointFolder`.
-    """
-
-    def __init__(self, folder: CheckpointFolder):
-        self.folder = folder
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending = None
-
-    def save(self, step: int, arrays: dict[str, np.ndarray], metadata: dict) -> None:
-        """Begins to save, once an earlier save is done; the arrays must not change any more."""
-        self.wait()
-        self._pending = self._thread.submit(self.folder.save, step, arrays, metadata)
-
-    def wait(self) -> None:
-        """Returns when nothing is left to write."""
-        if self._pending is not None:
-            concurrent.futures.wait([self._pending])
-            done, self._pending = self._pending, None
-            done.result()
-
-    def close(self) -> None:
-        """Waits and ends the thread."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
-
-    def __enter__(self) -> "BackgroundWriter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class _Hashed(io.RawIOBase):

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from keras_cdiff.diffusion_model import DiffusionModel
-from keras_cdiff.training.checkpoint import BackgroundWriter, CheckpointFolder
+from keras_cdiff.training.background_writer import BackgroundWriter
+from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.interruption import Interruption
 from keras_cdiff.training.model_state import restore, snapshot
 

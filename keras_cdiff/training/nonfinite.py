@@ -5,6 +5,7 @@ import math
 import keras
 
 from keras_cdiff.guarded_optimizer import accumulation_steps
+from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
 
 
@@ -17,14 +18,18 @@ class NonFiniteGuard(keras.callbacks.Callback):
 
     Args:
         max_nonfinite: losses in a row that are tolerated, >= 0.
-        checkpoints: the run's checkpoints, whose newest is named in the message; None if there are
-            none.
+        checkpoints: the run's checkpoints, or what writes them, whose newest is named in the
+            message; None if there are none.
 
     Raises:
         FloatingPointError: from within `fit`, as said above.
     """
 
-    def __init__(self, max_nonfinite: int = 10, checkpoints: CheckpointFolder | None = None):
+    def __init__(
+        self,
+        max_nonfinite: int = 10,
+        checkpoints: CheckpointFolder | BackgroundWriter | None = None,
+    ):
         super().__init__()
         if not isinstance(max_nonfinite, int) or max_nonfinite < 0:
             raise ValueError(

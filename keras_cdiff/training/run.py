@@ -107,7 +107,7 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         print(_summary(model, config, source, folder, step), flush=True)
         callbacks = [
             *([curriculum] if curriculum else []),
-            NonFiniteGuard(training["max_nonfinite"], checkpoints),
+            NonFiniteGuard(training["max_nonfinite"], saver.writer),
             StopAt(training["steps"]),
             RunLog(training["steps"], training["batch_size"], folder.log_file, tensorboard),
             SampleGrid(

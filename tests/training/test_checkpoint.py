@@ -6,7 +6,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 
@@ -16,7 +15,6 @@ import pytest
 
 from keras_cdiff.training import checkpoint
 from keras_cdiff.training.checkpoint import (
-    BackgroundWriter,
     CheckpointFolder,
     DamagedCheckpoint,
     read_checkpoint,
@@ -202,35 +200,6 @@ def test_a_full_disk_leaves_earlier_checkpoints(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not be written"):
         CheckpointFolder(tmp_path / "file" / "below").save(1, {}, {})
-
-
-def test_a_background_writer_saves_one_at_a_time_and_reports_errors(tmp_path):
-    folder, release, order = CheckpointFolder(tmp_path), threading.Event(), []
-    save = folder.save
-
-    def slow(step, arrays, metadata):
-        assert release.wait(10)
-        order.append((step, threading.current_thread() is threading.main_thread()))
-        save(step, arrays, metadata)
-
-    folder.save = slow
-    with BackgroundWriter(folder) as writer:
-        writer.save(1, {"a": np.zeros(2)}, {})
-        assert folder.steps() == []  # it returned while the thread still waits
-        threading.Timer(0.05, release.set).start()
-        writer.save(2, {"a": np.zeros(2)}, {})  # waits for the first
-        assert 1 in folder.steps()
-        writer.wait()
-        assert folder.steps() == [1, 2]
-        assert order == [(1, False), (2, False)]
-
-        writer.save(3, {"a": np.array([None])}, {})
-        with pytest.raises(ValueError, match="dtype object"):
-            writer.save(4, {"a": np.zeros(2)}, {})
-        writer.save(5, {"a": np.zeros(2)}, {})
-    assert folder.steps() == [1, 2, 5]
-    with pytest.raises(ValueError, match="dtype object"), BackgroundWriter(folder) as writer:
-        writer.save(6, {"a": np.array([None])}, {})
 
 
 def test_a_killed_writer_leaves_whole_checkpoints(tmp_path):
