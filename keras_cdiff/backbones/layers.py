@@ -85,6 +85,17 @@ class TokenDense(keras.layers.Dense):
 
 
 @keras.saving.register_keras_serializable("keras_cdiff")
+class LabelEmbedding(keras.layers.Embedding):
+    """A table of one row a class, whose gradient is dense."""
+
+    # TensorFlow's gradient of a lookup is a row for each label, and Keras' optimizers square the
+    # rows before those of one label are added: Adam and clipping by norm would go wrong.
+    def call(self, inputs: Tensor) -> Tensor:
+        table = ops.convert_to_tensor(self.embeddings)
+        return ops.take(ops.reshape(table, table.shape), inputs, axis=0)
+
+
+@keras.saving.register_keras_serializable("keras_cdiff")
 class TimestepEmbedding(keras.layers.Layer):
     """Embeds noise levels (B,) as sinusoids [cos(t w_i), sin(t w_i)] that two dense layers follow.
 

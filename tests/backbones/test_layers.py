@@ -40,6 +40,26 @@ def test_token_dense_is_a_dense_layer(policy):
     )
 
 
+def test_a_label_that_is_repeated_has_the_sum_of_its_gradients():
+    class Network(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.table = layers.LabelEmbedding(3, 2)
+
+        def call(self, label):
+            return self.table(label)
+
+    network = Network()
+    # Three gradients of 1 / 4 each make 3 / 4, which Adam's second moment squares.
+    optimizer = keras.optimizers.Adam(0.0, beta_1=0.0, beta_2=0.5)
+    network.compile(optimizer, loss=lambda y, prediction: ops.sum(prediction, axis=-1) * 1.0)
+    label = np.array([2, 2, 0, 2], "int32")
+    network.train_on_batch(label, np.zeros((4, 2), "float32"))
+    (second,) = (v for v in optimizer.variables if v.path.endswith("velocity"))
+    expected = 0.5 * np.array([[1 / 4, 1 / 4], [0, 0], [3 / 4, 3 / 4]]) ** 2
+    np.testing.assert_allclose(ops.convert_to_numpy(second), expected, atol=1e-7)
+
+
 def test_self_attention_is_softmax_attention_by_head():
     attention = layers.SelfAttention(num_heads=2)
     x = np.random.default_rng(0).normal(size=(3, 5, 8)).astype("float32")
@@ -74,6 +94,7 @@ def test_modulation():
     "layer",
     [
         layers.TokenDense(4),
+        layers.LabelEmbedding(3, 4),
         layers.TimestepEmbedding(4, num_frequencies=8),
         layers.SelfAttention(2),
     ],
