@@ -8,7 +8,7 @@ BIN := .venv/bin
 BACKENDS := tensorflow jax torch
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint build-files clean $(addprefix test-,$(BACKENDS))
+.PHONY: demo test torture lint build-files clean $(addprefix test-,$(BACKENDS))
 
 demo: .venv/demo
 	rm -rf demo
@@ -22,6 +22,11 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 test: lint build-files
 	$(MAKE) --jobs=$(JOBS) $(SYNC) --no-print-directory test-jax test-tensorflow test-torch test-backend-free
+
+# Kills runs at random moments and compares them with one that nothing happened to: about four
+# minutes a backend. TORTURE holds arguments of tests/torture.py.
+torture: .venv/test
+	$(BIN)/python tests/torture.py $(TORTURE)
 
 lint: .venv/test
 	$(BIN)/ruff format --check .

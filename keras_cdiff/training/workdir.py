@@ -123,6 +123,9 @@ class Workdir:
         if step == 0:
             for leftover in self.tensorboard.glob("events.*"):
                 leftover.unlink()
+        for folder in (self.path, self.weights):
+            for leftover in folder.glob("writing-*"):  # a killed process was about to rename it
+                leftover.unlink()
         for grid in self.samples.glob("step_*.png"):
             drawn = re.fullmatch(r"step_(\d+)\.png", grid.name)
             if drawn and int(drawn[1]) > step:

@@ -33,6 +33,8 @@ def test_an_unfinished_run_begins_anew(tmp_path, tiny):
     workdir.log_file.write_text("old\n")
     for stale in (workdir.samples / "step_000001.png", workdir.tensorboard / "events.out.1"):
         stale.write_text("old")
+    for half in (tmp_path / "writing-1-config.json", workdir.weights / "writing-1-ema.weights.h5"):
+        half.write_text("half")
     (tmp_path / "notes.txt").write_text("mine")
     workdir.claim(tiny())
     assert {path.name for path in files_under(tmp_path)} == {
