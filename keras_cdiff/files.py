@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Has `write` write a file under a temporary name, so that `path` is never half written.
+    """Has `write` write a file under a temporary name, so that `path` is never half written; it is
+    on the disk when this returns.
 
     Args:
         path: the file to write; its folder is made if missing.
@@ -19,9 +20,12 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
     temporary = path.with_name(f"writing-{os.getpid()}-{path.name}")
     try:
         write(temporary)
+        _flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # the name, too; Windows cannot open a folder
+        _flush(path.parent)
 
 
 def append_record(path: str | os.PathLike, record: dict) -> None:
@@ -30,13 +34,20 @@ def append_record(path: str | os.PathLike, record: dict) -> None:
     Args:
         path: the file; it and its folder are made if missing.
         record: plain data, as `strict_json` makes it.
+
+    Raises:
+        OSError: with the name of the file, if it cannot be written.
     """
     path = Path(path)
+    line = json.dumps(record, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def strict_json(value: object) -> object:
@@ -50,3 +61,12 @@ def strict_json(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+def _flush(path: Path) -> None:
+    """Makes what the system holds of a file or folder durable."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

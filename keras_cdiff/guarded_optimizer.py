@@ -18,7 +18,8 @@ class GuardedOptimizer(keras.optimizers.Optimizer):
     alone was too large.
 
     Args:
-        inner_optimizer: the `keras.optimizers.Optimizer` to guard.
+        inner_optimizer: the `keras.optimizers.Optimizer` to guard. A `LossScaleOptimizer` goes
+            inside, not around.
         name: name of the optimizer.
 
     Raises:

@@ -11,7 +11,7 @@ from keras_cdiff.training.checkpoint import CheckpointFolder
 class BackgroundWriter:
     """Saves into a folder from a thread of its own, one checkpoint at a time.
 
-    What goes wrong there is raised by the next call of `save`, `wait` or `close`. As a context
+    What goes wrong there is raised by the next call of any method. As a context
     manager it closes itself.
 
     Args:
@@ -27,6 +27,11 @@ class BackgroundWriter:
         """Begins to save, once an earlier save is done; the arrays must not change any more."""
         self.wait()
         self._pending = self._thread.submit(self.folder.save, step, arrays, metadata)
+
+    def check(self) -> None:
+        """Raises what has gone wrong, without waiting."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when nothing is left to write."""

@@ -5,6 +5,7 @@ holds the format, the metadata, and name, dtype, shape and SHA-256 of every arra
 comment is the SHA-256 of the manifest. Nothing in it is ever unpickled.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -21,6 +22,9 @@ from keras_cdiff.files import write_whole
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
+
+# What an error says of access to a file rather than of the file.
+_UNREADABLE = (errno.EACCES, errno.EIO, errno.EMFILE, errno.EPERM, errno.ESTALE)
 
 
 class DamagedCheckpoint(ValueError):  # noqa: N818 (it is the file that is damaged)
@@ -51,7 +55,6 @@ def write_checkpoint(
         ) from error
     arrays = {name: _checked(name, array) for name, array in arrays.items()}
     write_whole(path, lambda temporary: _write(temporary, arrays, metadata))
-    _flush_folder(path.parent)
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
@@ -62,12 +65,15 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dic
 
     Raises:
         DamagedCheckpoint: if the file is missing, damaged, or of another kind.
+        OSError: if it cannot be read now, which says nothing of the file.
     """
-    # Damage makes zipfile, NumPy and JSON raise exceptions of many classes.
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             return _read(archive, os.path.getsize(path))
+    # Damage makes zipfile, NumPy and JSON raise exceptions of many classes.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNREADABLE:
+            raise
         raise DamagedCheckpoint(
             "A checkpoint must be a whole file that write_checkpoint wrote: remove it, or restore "
             f"it from a copy. Received: path={str(path)!r} ({type(error).__name__}: {error})"
@@ -80,7 +86,8 @@ class CheckpointFolder:
     Args:
         path: the folder; it is made by the first `save`, which also removes what a killed writer
             left. Only one process may write into it at a time.
-        keep_last: how many of the latest checkpoints to keep, >= 1.
+        keep_last: how many of the latest checkpoints to keep, >= 1. Older ones that are there when
+            the first is saved are left alone: they may have been kept on purpose.
         keep_every: checkpoints of steps divisible by it are kept as well; None for none.
     """
 
@@ -95,6 +102,7 @@ class CheckpointFolder:
         self.keep_last = keep_last
         self.keep_every = keep_every
         self._opened = False
+        self._archive: list[int] = []
 
     def file(self, step: int) -> Path:
         """Returns where the checkpoint of a step lies."""
@@ -108,7 +116,7 @@ class CheckpointFolder:
     def save(self, step: int, arrays: dict[str, np.ndarray], metadata: dict) -> None:
         """Writes the checkpoint of a step, then removes those that need not be kept.
 
-        Files of later steps, which a run that goes on from here has passed over, are left alone.
+        Files of later steps are left alone; see `set_aside`.
 
         Raises:
             ValueError: if arrays or metadata cannot be stored.
@@ -129,7 +137,8 @@ class CheckpointFolder:
         # Counted up to this step: damaged files of later steps must not displace this one.
         earlier = [other for other in self.steps() if other <= step]
         for other in earlier[: -self.keep_last]:
-            if self.keep_every is None or other % self.keep_every:
+            kept = self.keep_every is not None and other % self.keep_every == 0
+            if not kept and other not in self._archive:
                 self.file(other).unlink(missing_ok=True)
 
     def latest(self) -> tuple[int, dict[str, np.ndarray], dict] | None:
@@ -165,7 +174,17 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob("writing-*-step_*.zip"):
             leftover.unlink(missing_ok=True)
+        self._archive = self.steps()[: -self.keep_last]
         self._opened = True
+
+    def set_aside(self, step: int) -> None:
+        """Renames the checkpoints beyond a step, which `latest` passed over or nobody wants, to
+        damaged-step_00000500.zip and so on.
+        """
+        for later in self.steps():
+            if later > step:
+                file = self.file(later)
+                os.replace(file, file.with_name(f"damaged-{file.name}"))
 
 
 class _Hashed(io.RawIOBase):
@@ -184,30 +203,27 @@ class _Hashed(io.RawIOBase):
 
 def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict) -> None:
     entries = []
-    with open(path, "wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, array in arrays.items():
-                stored = array
-                if array.dtype.kind not in "biufc":  # .npy knows no dtype of ml_dtypes
-                    stored = array.view(f"uint{8 * array.itemsize}")
-                member = zipfile.ZipInfo(f"{name}.npy")
-                with archive.open(member, "w", force_zip64=True) as stream:
-                    hashed = _Hashed(stream)
-                    np.lib.format.write_array(hashed, stored, allow_pickle=False)
-                entries.append(
-                    {
-                        "name": name,
-                        "dtype": array.dtype.name,
-                        "shape": list(array.shape),
-                        "sha256": hashed.digest.hexdigest(),
-                    }
-                )
-            manifest = {"format": _FORMAT, "metadata": metadata, "arrays": entries}
-            text = json.dumps(manifest, allow_nan=False).encode()
-            archive.writestr(zipfile.ZipInfo(_MANIFEST), text)
-            archive.comment = hashlib.sha256(text).hexdigest().encode()
-        file.flush()
-        os.fsync(file.fileno())
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            stored = array
+            if array.dtype.kind not in "biufc":  # .npy knows no dtype of ml_dtypes
+                stored = array.view(f"uint{8 * array.itemsize}")
+            member = zipfile.ZipInfo(f"{name}.npy")
+            with archive.open(member, "w", force_zip64=True) as stream:
+                hashed = _Hashed(stream)
+                np.lib.format.write_array(hashed, stored, allow_pickle=False)
+            entries.append(
+                {
+                    "name": name,
+                    "dtype": array.dtype.name,
+                    "shape": list(array.shape),
+                    "sha256": hashed.digest.hexdigest(),
+                }
+            )
+        manifest = {"format": _FORMAT, "metadata": metadata, "arrays": entries}
+        text = json.dumps(manifest, allow_nan=False).encode()
+        archive.writestr(zipfile.ZipInfo(_MANIFEST), text)
+        archive.comment = hashlib.sha256(text).hexdigest().encode()
 
 
 def _read(archive: zipfile.ZipFile, size: int) -> tuple[dict[str, np.ndarray], dict]:
@@ -251,13 +267,3 @@ def _checked(name: str, array: np.ndarray) -> np.ndarray:
             f"Received: {name!r} of dtype {array.dtype}"
         )
     return np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, where the system can (Windows cannot open one)."""
-    if hasattr(os, "O_DIRECTORY"):
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

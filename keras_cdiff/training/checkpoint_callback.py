@@ -1,5 +1,6 @@
 """Checkpoints of a training while `fit` runs, and how it goes on from them."""
 
+import math
 import os
 from collections.abc import Mapping
 
@@ -21,8 +22,9 @@ class CheckpointCallback(keras.callbacks.Callback):
     """Saves a checkpoint every some steps, at the end, and where training is asked to end.
 
     Put it last: a checkpoint at the end of an epoch is taken when the other callbacks have seen
-    that end, so that a training that goes on from there has nothing to repeat. The training waits
-    for a copy of the state only, which a thread writes while it goes on.
+    that end, so that a training that goes on from there has nothing to repeat. `fit` begins with
+    whole epochs only: to go on exactly, let `every` be a multiple of their steps. The training
+    waits for a copy of the state only, which a thread writes while it goes on.
 
     Args:
         folder: a `CheckpointFolder`, or the path of one.
@@ -35,7 +37,8 @@ class CheckpointCallback(keras.callbacks.Callback):
         writer: the `BackgroundWriter`, to be closed if `fit` raises.
 
     Raises:
-        ValueError: if `every` is out of its range.
+        ValueError: if `every` is out of its range; or from `fit`, if the folder holds checkpoints
+            of later steps than the model's.
         OSError: from `fit`, if a checkpoint cannot be written; earlier ones are intact.
 
     Example:
@@ -75,6 +78,13 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         self._step = self._saved = int(keras.ops.convert_to_numpy(self.model.iteration))
+        later = [step for step in self.folder.steps() if step > self._step]
+        if later:
+            raise ValueError(
+                f"The folder holds checkpoints of later steps, {later}, than the model's "
+                f"{self._step}: call resume(model, folder) first, or give another folder. "
+                f"Received: folder={str(self.folder.path)!r}"
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._last_batch = -1
@@ -83,22 +93,24 @@ class CheckpointCallback(keras.callbacks.Callback):
         self._step += batch - self._last_batch
         self._last_batch = batch
         # The last batch of an epoch is for `on_epoch_end`.
+        self.writer.check()
         if batch + 1 != self.params.get("steps") and not self.model.stop_training:
-            self._save_if_due()
+            self._save_if_due(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self._save_if_due()
+        self._save_if_due(logs)
 
     def on_train_end(self, logs: dict | None = None) -> None:
         if self._step > self._saved:
             self._save()
         self.writer.wait()
 
-    def _save_if_due(self) -> None:
+    def _save_if_due(self, logs: dict) -> None:
         ending = self.interruption is not None and self.interruption.requested
-        if self._step // self.every > self._saved // self.every or (
-            ending and self._step > self._saved
-        ):
+        due = self._step // self.every > self._saved // self.every
+        # Steps that are skipped must not displace checkpoints of better times.
+        due = due and math.isfinite(float(logs["batch_loss"]))
+        if due or (ending and self._step > self._saved):
             self._save()
         if ending:
             self.writer.wait()
@@ -115,18 +127,25 @@ class CheckpointCallback(keras.callbacks.Callback):
 def resume(model: DiffusionModel, folder: str | os.PathLike | CheckpointFolder) -> int:
     """Gives a model the state of the newest checkpoint that verifies.
 
-    Metrics, such as the mean loss of an epoch that was not at its end, begin anew.
+    Metrics, such as the mean loss of an epoch that was not at its end, begin anew. Checkpoints that
+    do not verify, and are newer, are set aside.
 
     Args:
-        model: a compiled model of the same configuration, on any backend.
+        model: a compiled model with the same variables, on any backend.
         folder: a `CheckpointFolder`, or the path of one.
 
     Returns:
         The training steps that the model has taken; 0 if the folder holds no checkpoint.
 
     Raises:
-        ValueError: if the checkpoint is that of another configuration, or all are damaged.
+        ValueError: if the model is not compiled, the checkpoint is that of a model or optimizer
+            with other variables, or all are damaged.
     """
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError(
+            "The state of a training includes the optimizer's: compile the model before resume(). "
+            f"Received: model={model.name!r} without optimizer"
+        )
     folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
     found = folder.latest()
     if found is None:
@@ -134,4 +153,5 @@ def resume(model: DiffusionModel, folder: str | os.PathLike | CheckpointFolder) 
     step, arrays, _ = found
     model.optimizer.build(model.trainable_variables)
     restore(model, arrays, metrics=False)
+    folder.set_aside(step)
     return step

@@ -25,7 +25,6 @@ def load_run(workdir: str | os.PathLike) -> tuple[DiffusionModel, dict]:
     config = folder.config()
     model = build_model(config)
     folder.load_weights(model)
-    model.iteration.assign(config["training"]["steps"])
     return model, config
 
 

@@ -44,7 +44,7 @@ def cut_jsonl(path: str | os.PathLike, step: int) -> None:
             kept.append(whole)
     mended = b"".join(kept)
     if mended != content:
-        write_whole(path, lambda temporary: _write_through(temporary, mended))
+        write_whole(path, lambda temporary: temporary.write_bytes(mended))
 
 
 def _step_of(line: bytes) -> int:
@@ -63,11 +63,3 @@ def _step_of(line: bytes) -> int:
     if isinstance(step, bool) or not isinstance(step, int):
         raise ValueError('it is no object with a whole number "step"')
     return step
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    """Writes a file to the disk itself, for its name to be trusted after a loss of power."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

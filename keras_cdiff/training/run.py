@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import json
 import os
 
 import keras
@@ -20,14 +21,14 @@ from keras_cdiff.training.building import (
 )
 from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
 from keras_cdiff.training.checkpoint import CheckpointFolder
-from keras_cdiff.training.checkpoint_callback import CheckpointCallback
+from keras_cdiff.training.checkpoint_callback import CheckpointCallback, Interrupted
 from keras_cdiff.training.continuation import fit_intervals
 from keras_cdiff.training.evaluation import evaluation_callbacks
 from keras_cdiff.training.interruption import Interruption, WorkdirLock
 from keras_cdiff.training.model_state import restore
 from keras_cdiff.training.nonfinite import NonFiniteGuard
 from keras_cdiff.training.watched_source import WatchedSource
-from keras_cdiff.training.workdir import Workdir
+from keras_cdiff.training.workdir import Workdir, differences
 
 
 def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
@@ -84,7 +85,14 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         **sampling.get("options", {}),
     )
     tensorboard = TensorBoardWriter(folder.tensorboard)
-    evaluations = evaluation_callbacks(model, config, source, sampler, folder, tensorboard)
+    grid = SampleGrid(
+        folder.samples,
+        training["sample_every"],
+        sampler,
+        guidance=sampling["guidance"],
+        tensorboard=tensorboard,
+    )
+    watching = [grid, *evaluation_callbacks(model, config, source, sampler, folder, tensorboard)]
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(WorkdirLock(folder.path))
@@ -97,12 +105,13 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         saver = CheckpointCallback(
             checkpoints,
             settings["every"],
-            {"config": config, "num_images": len(source)},
+            {"config": config, "data": _description(source)},
             interruption,
         )
         stack.callback(saver.writer.close)
-        step, arrays = _continue(model, config, source, folder, checkpoints)
+        step, metrics = _continue(model, config, source, folder, checkpoints)
         folder.claim(config, step)
+        checkpoints.set_aside(step)  # those that did not verify
         tensorboard.resumed_at = step or None
         print(_summary(model, config, source, folder, step), flush=True)
         callbacks = [
@@ -110,20 +119,15 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
             NonFiniteGuard(training["max_nonfinite"], saver.writer),
             StopAt(training["steps"]),
             RunLog(training["steps"], training["batch_size"], folder.log_file, tensorboard),
-            SampleGrid(
-                folder.samples,
-                training["sample_every"],
-                sampler,
-                guidance=sampling["guidance"],
-                tensorboard=tensorboard,
-            ),
-            *evaluations,
+            *watching,
             saver,
         ]
         try:
             fit_intervals(
-                model, make_batches, training["steps"], training["log_every"], callbacks, arrays
+                model, make_batches, training["steps"], training["log_every"], callbacks, metrics
             )
+        except (FloatingPointError, Interrupted):
+            raise
         except Exception:
             if watched.error is not None:
                 raise watched.error  # noqa: B904 (the same error, perhaps in TensorFlow's words)
@@ -155,31 +159,45 @@ def _continue(
     folder: Workdir,
     checkpoints: CheckpointFolder,
 ) -> tuple[int, dict[str, np.ndarray] | None]:
-    """Restores the newest checkpoint, if there is one; returns its step and arrays."""
+    """Restores the newest checkpoint, if there is one.
+
+    Returns:
+        Its step, and its arrays if they hold the metrics of a log interval that goes on.
+    """
     folder.check(config)  # again: another process may have been here before the lock
     received = f"Received: workdir={str(folder.path)!r}"
     found = checkpoints.latest() if folder.config_file.exists() else None
     if found is None:
-        if folder.finished():
+        if folder.weights_step() is not None:
             raise ValueError(
                 "The workdir holds a finished run, which cannot be trained further without its "
                 f"last checkpoint: choose another --workdir. {received}"
             )
         return 0, None
     step, arrays, metadata = found
-    if step > config["training"]["steps"]:
+    training = config["training"]
+    if step > training["steps"]:
         raise ValueError(
             f"The run has taken {step} steps already: give no fewer --steps. {received}, "
-            f"steps={config['training']['steps']}"
+            f"steps={training['steps']}"
         )
-    if metadata["num_images"] != len(source):
+    before = {"config": {}, "data": {}, **metadata}
+    changes = differences(before["config"], json.loads(json.dumps(config)))
+    changes += differences(before["data"], _description(source), "data.")
+    if changes:
         raise ValueError(
-            f"The run began with {metadata['num_images']} images, and the data now holds "
-            f"{len(source)}: restore the data, or train into another --workdir. {received}, "
-            f"data={config['data']!r}"
+            f"The checkpoint of step {step} belongs to another run, or its data has changed: "
+            f"restore what it was, or choose another --workdir. {received}, where\n  "
+            + "\n  ".join(changes)
         )
     restore(model, arrays)
-    return step, arrays
+    same_interval = before["config"]["training"]["log_every"] == training["log_every"]
+    return step, arrays if same_interval else None
+
+
+def _description(source: Source) -> dict:
+    """What must not change in the data while a run trains on it."""
+    return {"images": len(source), "class_names": list(source.class_names)}
 
 
 def _summary(

@@ -11,13 +11,18 @@ tensorboard/            TensorBoard events
 samples/                grids of samples, samples/step_000600.png
 weights/raw.weights.h5  the network's weights
 weights/ema.weights.h5  their average
+weights/step.json       the training step that they are of
 
-The weights are written when the run is finished, the raw ones last.
+The weights are written when the run is finished, their step last. A finished run that is trained
+further keeps them until it is finished again.
 """
 
+import errno
 import json
+import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import keras
@@ -58,6 +63,7 @@ class Workdir:
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"
         self.weights = self.path / "weights"
+        self.weights_step_file = self.weights / "step.json"
 
     def check(self, config: dict) -> None:
         """Checks that a run of `config` may begin or go on in the folder, and changes nothing.
@@ -78,22 +84,25 @@ class Workdir:
                     )
             return
         old = self.config()
-        differences = _differences(old, json.loads(_to_json(config)))
-        if differences:
+        changes = differences(old, json.loads(_to_json(config)))
+        if changes:
             raise ValueError(
                 "The workdir belongs to another configuration: choose another --workdir, or the "
-                f"same settings. {received}, where\n  " + "\n  ".join(differences)
+                f"same settings. {received}, where\n  " + "\n  ".join(changes)
             )
-        if self.finished() and config["training"]["steps"] <= old["training"]["steps"]:
+        finished = self.weights_step()
+        if finished is not None and config["training"]["steps"] <= finished:
             raise ValueError(
                 "The workdir holds a finished run of this configuration: sample from it with "
                 "apps/sample.py, train it further with more --steps, or train into another "
-                f"--workdir. {received}, with steps={old['training']['steps']}"
+                f"--workdir. {received}, with {finished} steps"
             )
 
-    def finished(self) -> bool:
-        """Returns whether the run has been finished."""
-        return self.weights_file("raw").exists()
+    def weights_step(self) -> int | None:
+        """Returns the training step that the weights are of; None before the run is finished."""
+        if not self.weights_step_file.exists():
+            return None
+        return json.loads(self.weights_step_file.read_text())["step"]
 
     def claim(self, config: dict, step: int = 0) -> None:
         """Makes the folder that of `config`, for a run that begins or goes on at a training step.
@@ -114,8 +123,6 @@ class Workdir:
                 cut_jsonl(log, step)
             else:
                 log.unlink(missing_ok=True)
-        for which in ("raw", "ema"):  # those of a finished run, which is not finished any more
-            self.weights_file(which).unlink(missing_ok=True)
         write_whole(self.config_file, lambda path: path.write_text(_to_json(config)))
         for folder in self._folders():
             folder.mkdir(exist_ok=True)
@@ -123,7 +130,7 @@ class Workdir:
         if step == 0:
             for leftover in self.tensorboard.glob("events.*"):
                 leftover.unlink()
-        for folder in (self.path, self.weights):
+        for folder in (self.path, self.samples, self.weights):
             for leftover in folder.glob("writing-*"):  # a killed process was about to rename it
                 leftover.unlink()
         for grid in self.samples.glob("step_*.png"):
@@ -143,12 +150,15 @@ class Workdir:
                 f"The workdir must be that of a training run, with a config.json in it. {received}"
             )
         try:
-            return json.loads(self.config_file.read_text())
+            config = json.loads(self.config_file.read_text())
+            if not isinstance(config, dict) or "training" not in config:
+                raise ValueError("it holds no configuration")
         except ValueError as error:
             raise ValueError(
-                f"The workdir's config.json is damaged: {error}. Choose another --workdir. "
-                f"{received}"
+                f"The workdir's config.json is damaged: {error}. Restore it, from a checkpoint's "
+                f"manifest.json if there is one, or choose another --workdir. {received}"
             ) from error
+        return config
 
     def _logs(self) -> tuple[Path, ...]:
         return self.log_file, self.evaluation_file, self.validation_file
@@ -161,9 +171,21 @@ class Workdir:
         return self.weights / f"{which}.weights.h5"
 
     def save_weights(self, model: DiffusionModel) -> None:
-        """Writes the network's weights and their average, each under its own name."""
-        for which, network in _networks(model).items():
+        """Writes the network's weights and their average, each under its own name.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+        networks = _networks(model)
+        # HDF5 may end the process where a disk is full.
+        size = sum(math.prod(w.shape) * 4 for n in networks.values() for w in n.weights)
+        if shutil.disk_usage(self.path).free < 1.1 * size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.weights))
+        self.weights_step_file.unlink(missing_ok=True)
+        for which, network in networks.items():
             write_whole(self.weights_file(which), network.save_weights)
+        step = json.dumps({"step": int(keras.ops.convert_to_numpy(model.iteration))})
+        write_whole(self.weights_step_file, lambda path: path.write_text(step))
 
     def load_weights(self, model: DiffusionModel) -> None:
         """Reads the weights that `save_weights` wrote.
@@ -171,7 +193,7 @@ class Workdir:
         Raises:
             ValueError: if the run has not been finished, or its weights do not fit the model.
         """
-        if not self.weights_file("raw").exists():
+        if self.weights_step() is None:
             raise ValueError(
                 "The run in this workdir has not been finished: it has no weights yet. Repeat its "
                 "command to train on. "
@@ -179,6 +201,7 @@ class Workdir:
             )
         for which, network in _networks(model).items():
             load_network(network, self.weights_file(which))
+        model.iteration.assign(self.weights_step())
 
 
 def load_network(network: keras.Model, path: str | os.PathLike) -> None:
@@ -204,7 +227,7 @@ def load_network(network: keras.Model, path: str | os.PathLike) -> None:
 
 
 def _networks(model: DiffusionModel) -> dict[str, keras.Model]:
-    """The networks whose weights are kept; the raw one comes last, as it marks a finished run."""
+    """The networks whose weights are kept."""
     average = {} if model.ema_backbone is None else {"ema": model.ema_backbone}
     return {**average, "raw": model.backbone}
 
@@ -222,15 +245,17 @@ def _to_json(config: dict) -> str:
     return json.dumps(config, indent=2, allow_nan=False) + "\n"
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """One line for each setting that differs and may not."""
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Returns a line for each setting that differs between two configurations of one run and must
+    not.
+    """
     lines = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if f"{prefix}{key}" in _MAY_CHANGE:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += _differences(a, b, f"{prefix}{key}.")
+            lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             lines.append(f"{prefix}{key} was {a!r} and is now {b!r}")
     return lines

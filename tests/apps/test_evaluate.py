@@ -23,7 +23,9 @@ def files(tmp_path_factory):
     run = training.Workdir(folder / "run")
     run.claim(config)
     keras.utils.set_random_seed(0)
-    run.save_weights(build_model(config))
+    model = build_model(config)
+    model.iteration.assign(7)
+    run.save_weights(model)
     return folder
 
 

@@ -34,6 +34,7 @@ def test_a_run_keeps_everything_in_its_workdir(tmp_path, run_app, backend, quick
         "samples/step_000003.png",
         "weights/ema.weights.h5",
         "weights/raw.weights.h5",
+        "weights/step.json",
     }
     config = json.loads((workdir / "config.json").read_text())
     assert backend.endswith(config["backend"])

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -30,9 +31,14 @@ def test_a_background_writer_saves_one_at_a_time_and_reports_errors(tmp_path):
         assert writer.file(2).exists()
         assert order == [(1, False), (2, False)]
 
+        writer.check()
         writer.save(3, {"a": np.array([None])}, {})
         with pytest.raises(ValueError, match="dtype object"):
             writer.save(4, {"a": np.zeros(2)}, {})
+        writer.save(4, {"a": np.array([None])}, {})
+        time.sleep(0.2)
+        with pytest.raises(ValueError, match="dtype object"):
+            writer.check()
         writer.save(5, {"a": np.zeros(2)}, {})
         assert writer.steps() == [1, 2, 5]  # it has waited
     assert folder.steps() == [1, 2, 5]

@@ -168,6 +168,35 @@ def test_a_folder_keeps_the_last_and_every_mth(tmp_path):
             CheckpointFolder(tmp_path, **{name: 0})
 
 
+def test_what_was_kept_before_is_left_alone(tmp_path):
+    for step in range(1, 7):
+        CheckpointFolder(tmp_path, keep_last=9).save(step, {}, {})
+    folder = CheckpointFolder(tmp_path, keep_last=2)  # perhaps a flag was forgotten
+    for step in (7, 8, 9):
+        folder.save(step, {}, {})
+    assert folder.steps() == [1, 2, 3, 4, 8, 9]
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_passed_over(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path)
+    for step in (1, 2):
+        folder.save(step, {}, {})
+    for number in (errno.EACCES, errno.EIO):
+
+        def refuse(path, *mode, number=number):
+            raise OSError(number, os.strerror(number), str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "open", refuse, raising=False)
+            with pytest.raises(OSError, match="step_00000002"):
+                folder.latest()
+    assert folder.latest()[0] == 2
+    folder.set_aside(1)
+    assert folder.latest()[0] == 1
+    assert folder.steps() == [1]
+    assert (tmp_path / "damaged-step_00000002.zip").exists()
+
+
 def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path):
     folder = CheckpointFolder(tmp_path, keep_last=1, keep_every=10)
     folder.save(10, {"a": np.zeros(3)}, {})

@@ -77,6 +77,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
     with pytest.warns(UserWarning, match="Passed over a damaged checkpoint.*step_00000005"):
         training.train(settings, workdir)
     assert "goes on from step 4" in capsys.readouterr().out
+    assert newest.with_name("damaged-step_00000005.zip").exists()
     last = "checkpoints/step_00000006.zip"
     assert_same_state(workdir / last, finished / last)
     records, expected = read_log(workdir), read_log(finished)
@@ -84,16 +85,24 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
     assert [record["loss"] for record in records] == [record["loss"] for record in expected]
 
 
-def test_a_finished_run_is_trained_further_with_more_steps(tmp_path, finished, settings, read_log):
+def test_a_finished_run_is_trained_further_with_more_steps(
+    tmp_path, finished, settings, read_log, signal_at
+):
     workdir = shutil.copytree(finished, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"finished run.*more --steps.*with steps=6"):
+    with pytest.raises(ValueError, match=r"finished run.*more --steps.*with 6 steps"):
         training.train(settings, workdir)
+    with signal_at(7, signal.SIGTERM), pytest.raises(training.Interrupted):
+        training.train(changed(settings, steps=8, log_every=3), workdir)
+    # What was finished can be sampled from, until there is more.
+    before, _ = training.load_run(workdir)
+    assert int(keras.ops.convert_to_numpy(before.iteration)) == 6
     model = training.train(changed(settings, steps=8, log_every=3), workdir)
     assert int(keras.ops.convert_to_numpy(model.iteration)) == 8
-    assert training.load_run(workdir)[1]["training"]["steps"] == 8
+    after, config = training.load_run(workdir)
+    assert int(keras.ops.convert_to_numpy(after.iteration)) == 8 == config["training"]["steps"]
     # The log interval is another one now: 3, 6, 9.
     assert [record["step"] for record in read_log(workdir)] == [2, 4, 6, 8]
-    assert checkpoints(workdir) == [5, 6, 8]
+    assert checkpoints(workdir) == [6, 7, 8]
     shutil.rmtree(workdir / "checkpoints")
     before = files_of(workdir)
     with pytest.raises(ValueError, match="without its last checkpoint"):
@@ -110,11 +119,29 @@ def test_what_cannot_go_on_is_refused_and_left_alone(workdir, settings, monkeypa
     with monkeypatch.context() as patch:
         images, labels = np.zeros((20, 8, 8, 3), "uint8"), np.arange(20) % 3
         patch.setattr(run, "open_source", lambda name: ArraySource(name, images, labels))
-        with pytest.raises(ValueError, match="began with 16 images, and the data now holds 20"):
+        with pytest.raises(
+            ValueError, match=r"(?s)data has changed.*data\.images was 16 and is now 20"
+        ):
+            training.train(settings, workdir)
+        names = np.array(["a", "b", "c"])
+        source = ArraySource("a", images[:16], labels[:16], class_names=names)
+        patch.setattr(run, "open_source", lambda name: source)
+        with pytest.raises(
+            ValueError, match=r"data\.class_names was \[\] and is now \['a', 'b', 'c'\]"
+        ):
             training.train(settings, workdir)
     with WorkdirLock(workdir), pytest.raises(ValueError, match=f"in use by process {os.getpid()}"):
         training.train(settings, workdir)
     assert files_of(workdir) == before
+
+    newest = workdir / "checkpoints" / "step_00000005.zip"
+    arrays, metadata = read_checkpoint(newest)
+    for wrong in ({}, {"config": {**metadata["metadata"]["config"], "seed": 7}}):
+        checkpoint.write_checkpoint(newest, arrays, {"step": 5, "metadata": wrong})
+        with pytest.raises(
+            ValueError, match=r"(?s)step 5 belongs to another run.*seed was (None|7) "
+        ):
+            training.train(settings, workdir)
     for path in (workdir / "checkpoints").iterdir():
         path.write_bytes(b"damaged")
     before = files_of(workdir)
@@ -143,12 +170,13 @@ def test_a_full_disk_ends_the_run_with_earlier_checkpoints_intact(tmp_path, sett
 def test_a_loss_that_stays_infinite_ends_the_run_and_spares_the_average(tmp_path, settings):
     config = changed(settings, learning_rate=1e25, max_nonfinite=1)
     config["training"]["warmup_steps"] = 0
+    config["checkpoints"] = {"every": 1, "keep_last": 1, "keep_every": None}
     with pytest.raises(
-        FloatingPointError, match=r"max_nonfinite=1, at iteration \d.*step_00000002"
+        FloatingPointError, match=r"max_nonfinite=1, at iteration 3 .*step_00000001"
     ):
         training.train(config, tmp_path)
-    (name,) = (tmp_path / "checkpoints").iterdir()
-    arrays, _ = read_checkpoint(name)
+    assert checkpoints(tmp_path) == [1]  # steps that were skipped have displaced nothing
+    arrays, _ = read_checkpoint(tmp_path / "checkpoints" / "step_00000001.zip")
     for name, array in arrays.items():
         if name.startswith(("backbone", "average", "optimizer")):
             assert np.isfinite(array).all(), name
@@ -203,6 +231,13 @@ def test_checkpoints_serve_a_fit_of_ones_own(tmp_path, make_model, batch, quick)
     assert checkpoints(tmp_path) == [2, 3]
     rest = train(epochs=3, every=2)
     assert checkpoints(tmp_path) == [6, 8, 9]
+    fresh = make_model(average=None)
+    with pytest.raises(ValueError, match=r"before resume\(\)"):
+        training.resume(fresh, tmp_path / "checkpoints")
+    callback = training.CheckpointCallback(tmp_path / "checkpoints")
+    callback.set_model(fresh)
+    with pytest.raises(ValueError, match=r"later steps, \[6, 8, 9\], than the model's 0"):
+        callback.on_train_begin()
     shutil.rmtree(tmp_path / "checkpoints")
     assert first + rest == train(epochs=3, every=100)
     for every in (0, 1.5, True):

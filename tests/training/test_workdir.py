@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -63,10 +64,25 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path, tiny):
 def test_a_finished_run_is_refused(tmp_path, tiny, make_model):
     workdir = training.Workdir(tmp_path)
     workdir.claim(tiny())
-    workdir.save_weights(make_model())
+    model = make_model()
+    model.iteration.assign(tiny()["training"]["steps"])
+    workdir.save_weights(model)
     before = files_under(tmp_path)
     with pytest.raises(ValueError, match=r"finished run.*apps/sample\.py"):
         workdir.claim(tiny())
+    assert files_under(tmp_path) == before
+    workdir.check(tiny(steps=4))  # it may be trained further
+
+
+def test_a_full_disk_is_told_before_weights_are_written(tmp_path, tiny, make_model, monkeypatch):
+    workdir = training.Workdir(tmp_path)
+    workdir.claim(tiny())
+    workdir.save_weights(make_model())
+    before = files_under(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=f"No space left on device: .*{workdir.weights.name}"):
+        workdir.save_weights(make_model())
     assert files_under(tmp_path) == before
 
 
@@ -85,9 +101,10 @@ def test_a_file_is_no_workdir(tmp_path, tiny):
 
 
 def test_a_damaged_configuration_is_named(tmp_path, tiny):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
-        training.Workdir(tmp_path).claim(tiny())
+    for damaged in ("{", "", "[]"):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"config\.json is damaged.*checkpoint's manifest"):
+            training.Workdir(tmp_path).claim(tiny())
     with pytest.raises(ValueError, match=r"with a config\.json in it"):
         training.Workdir(tmp_path / "nowhere").config()
 
@@ -105,10 +122,13 @@ def test_raw_and_averaged_weights_are_kept_apart(tmp_path, tiny, make_model):
     model = make_model(seed=1)
     for weight in model.ema_backbone.weights:
         weight.assign(weight + 1.0)
+    model.iteration.assign(5)
     workdir.save_weights(model)
-    assert {path.name for path in workdir.weights.iterdir()} == {"raw.weights.h5", "ema.weights.h5"}
+    kept = {"raw.weights.h5", "ema.weights.h5", "step.json"}
+    assert {path.name for path in workdir.weights.iterdir()} == kept
     restored = make_model(seed=2)
     workdir.load_weights(restored)
+    assert int(restored.iteration) == 5
     for network in ("backbone", "ema_backbone"):
         expected = weights_of(getattr(model, network))
         for got, want in zip(weights_of(getattr(restored, network)), expected, strict=True):
@@ -119,7 +139,8 @@ def test_without_an_average_there_are_raw_weights_alone(tmp_path, tiny, make_mod
     workdir = training.Workdir(tmp_path)
     workdir.claim(tiny())
     workdir.save_weights(make_model(average=None))
-    assert [path.name for path in workdir.weights.iterdir()] == ["raw.weights.h5"]
+    kept = {path.name for path in workdir.weights.iterdir()}
+    assert kept == {"raw.weights.h5", "step.json"}
     workdir.load_weights(make_model(average=None))
 
 
