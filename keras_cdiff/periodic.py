@@ -1,9 +1,30 @@
-"""The base of callbacks that do something every so many training steps."""
+"""The bases of callbacks that know the training step, and that act every so many."""
 
 import abc
 
 import keras
 import numpy as np
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Counts training steps; methods that are overridden call these first.
+
+    It counts by itself since on JAX each look at the model while `fit` runs copies its state.
+
+    Attributes:
+        step: training steps that the model has taken.
+    """
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self.step = int(keras.ops.convert_to_numpy(self.model.iteration))
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._last_batch = -1
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        # With steps_per_execution > 1 this is called once for several steps.
+        self.step += batch - self._last_batch
+        self._last_batch = batch
 
 
 class PeriodicCallback(keras.callbacks.Callback, abc.ABC):

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_cdiff.data import image_grid, save_image_grid, to_uint8
 from keras_cdiff.files import append_record, strict_json
-from keras_cdiff.periodic import PeriodicCallback
+from keras_cdiff.periodic import PeriodicCallback, StepCallback
 from keras_cdiff.samplers import Sampler, sample
 from keras_cdiff.tensorboard import TensorBoardWriter
 
@@ -138,7 +138,7 @@ class SampleGrid(PeriodicCallback):
             self.tensorboard.image(step, "samples", image_grid(images, **layout))
 
 
-class StopAt(keras.callbacks.Callback):
+class StopAt(StepCallback):
     """Ends training at an exact number of steps, within an epoch too.
 
     Args:
@@ -149,16 +149,9 @@ class StopAt(keras.callbacks.Callback):
         super().__init__()
         self.steps = steps
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        self._step = int(keras.ops.convert_to_numpy(self.model.iteration))
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._last_batch = -1
-
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        self._step += batch - self._last_batch
-        self._last_batch = batch
-        if self._step >= self.steps:
+        super().on_train_batch_end(batch, logs)
+        if self.step >= self.steps:
             self.model.stop_training = True
 
 

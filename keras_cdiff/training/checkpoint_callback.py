@@ -4,10 +4,10 @@ import math
 import os
 from collections.abc import Mapping
 
-import keras
 import numpy as np
 
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.periodic import StepCallback
 from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.interruption import Interruption
@@ -18,7 +18,7 @@ class Interrupted(Exception):  # noqa: N818 (nothing has gone wrong)
     """A training was asked to end, and has left a checkpoint."""
 
 
-class CheckpointCallback(keras.callbacks.Callback):
+class CheckpointCallback(StepCallback):
     """Saves a checkpoint every some steps, at the end, and where training is asked to end.
 
     Put it last: a checkpoint at the end of an epoch is taken when the other callbacks have seen
@@ -77,21 +77,18 @@ class CheckpointCallback(keras.callbacks.Callback):
         self.writer = BackgroundWriter(self.folder)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self._step = self._saved = int(keras.ops.convert_to_numpy(self.model.iteration))
-        later = [step for step in self.folder.steps() if step > self._step]
+        super().on_train_begin(logs)
+        self._saved = self.step
+        later = [step for step in self.folder.steps() if step > self.step]
         if later:
             raise ValueError(
                 f"The folder holds checkpoints of later steps, {later}, than the model's "
-                f"{self._step}: call resume(model, folder) first, or give another folder. "
+                f"{self.step}: call resume(model, folder) first, or give another folder. "
                 f"Received: folder={str(self.folder.path)!r}"
             )
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._last_batch = -1
-
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        self._step += batch - self._last_batch
-        self._last_batch = batch
+        super().on_train_batch_end(batch, logs)
         # The last batch of an epoch is for `on_epoch_end`.
         self.writer.check()
         if batch + 1 != self.params.get("steps") and not self.model.stop_training:
@@ -101,27 +98,27 @@ class CheckpointCallback(keras.callbacks.Callback):
         self._save_if_due(logs)
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        if self._step > self._saved:
+        if self.step > self._saved:
             self._save()
         self.writer.wait()
 
     def _save_if_due(self, logs: dict) -> None:
         ending = self.interruption is not None and self.interruption.requested
-        due = self._step // self.every > self._saved // self.every
+        due = self.step // self.every > self._saved // self.every
         # Steps that are skipped must not displace checkpoints of better times.
         due = due and math.isfinite(float(logs["batch_loss"]))
-        if due or (ending and self._step > self._saved):
+        if due or (ending and self.step > self._saved):
             self._save()
         if ending:
             self.writer.wait()
             raise Interrupted(
-                f"Interrupted by {self.interruption.signal.name} at step {self._step}, with a "
+                f"Interrupted by {self.interruption.signal.name} at step {self.step}, with a "
                 f"checkpoint in {self.folder.path}: the same command goes on from there."
             )
 
     def _save(self) -> None:
-        self.writer.save(self._step, snapshot(self.model), self.metadata)
-        self._saved = self._step
+        self.writer.save(self.step, snapshot(self.model), self.metadata)
+        self._saved = self.step
 
 
 def resume(model: DiffusionModel, folder: str | os.PathLike | CheckpointFolder) -> int:

@@ -16,11 +16,12 @@ from keras import ops
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.ema import PowerDecay, reconstruct
 from keras_cdiff.files import write_whole
+from keras_cdiff.periodic import StepCallback
 
 _PREFIX = "weights/"
 
 
-class EMASnapshots(keras.callbacks.Callback):
+class EMASnapshots(StepCallback):
     """Stores every power-function average now and then, and at the end of training.
 
     Args:
@@ -49,6 +50,7 @@ class EMASnapshots(keras.callbacks.Callback):
         self.every = int(every)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
         model = self.model
         if not any(isinstance(decay, PowerDecay) for decay, _ in model.averages()):
             raise ValueError(
@@ -56,37 +58,32 @@ class EMASnapshots(keras.callbacks.Callback):
                 f"or with several. Received: ema={model.ema!r}"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Counted here, because on JAX each look at the model costs.
-        self._step = self._stored = _iteration(model)
+        self._stored = self.step
         self._check_folder()
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._last_batch = -1
-
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        self._step += batch - self._last_batch
-        self._last_batch = batch
-        if self._step // self.every > self._stored // self.every:
+        super().on_train_batch_end(batch, logs)
+        if self.step // self.every > self._stored // self.every:
             self._store()
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        if self._step > self._stored:
+        if self.step > self._stored:
             self._store()
 
     def _check_folder(self) -> None:
         """Raises if the folder holds snapshots that this training has yet to reach."""
         iterations = {path.name: StoredSnapshot(path).iteration for path in _files(self.folder)}
-        later = [name for name, iteration in iterations.items() if iteration > self._step]
+        later = [name for name, iteration in iterations.items() if iteration > self.step]
         if later:
             raise ValueError(
                 f"A folder holds the snapshots of one training, but {len(later)} in this one, from "
-                f"{later[0]} on, are of later steps than the model's {self._step}: give another "
+                f"{later[0]} on, are of later steps than the model's {self.step}: give another "
                 f"folder, or remove these files. Received: folder={str(self.folder)!r}"
             )
 
     def _store(self) -> None:
         model = self.model
-        self._stored = iteration = _iteration(model)
+        self._stored = iteration = self.step
         for decay, network in model.averages():
             if isinstance(decay, PowerDecay):
                 arrays = {_PREFIX + k: ops.convert_to_numpy(w) for k, w in _named(network).items()}
@@ -189,10 +186,6 @@ def reconstruct_average(
 
 def _files(folder: str | os.PathLike) -> list[Path]:
     return sorted(Path(folder).glob("ema_*.npz"))
-
-
-def _iteration(model: DiffusionModel) -> int:
-    return int(ops.convert_to_numpy(model.iteration))
 
 
 def _named(network: keras.Model) -> dict[str, keras.Variable]:

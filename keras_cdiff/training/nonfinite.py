@@ -5,11 +5,12 @@ import math
 import keras
 
 from keras_cdiff.guarded_optimizer import accumulation_steps
+from keras_cdiff.periodic import StepCallback
 from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
 
 
-class NonFiniteGuard(keras.callbacks.Callback):
+class NonFiniteGuard(StepCallback):
     """Raises when more losses in a row than `max_nonfinite` were not finite, and at the end of an
     epoch when as many batches have led to no update of the weights.
 
@@ -40,16 +41,13 @@ class NonFiniteGuard(keras.callbacks.Callback):
         self.checkpoints = checkpoints
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        self._step = self._moved_at = int(keras.ops.convert_to_numpy(self.model.iteration))
+        super().on_train_begin(logs)
+        self._moved_at = self.step
         self._in_a_row = 0
         self._updates = self._count_updates()
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._last_batch = -1
-
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        self._step += batch - self._last_batch
-        self._last_batch = batch
+        super().on_train_batch_end(batch, logs)
         loss = float(logs["batch_loss"])
         if math.isfinite(loss):
             self._in_a_row = 0
@@ -62,9 +60,9 @@ class NonFiniteGuard(keras.callbacks.Callback):
         # Here rather than after each step, as JAX has the optimizer's variables only now. A loss
         # may be finite where its gradient is not.
         updates = self._count_updates()
-        still = self._step - self._moved_at
+        still = self.step - self._moved_at
         if updates != self._updates:
-            self._updates, self._moved_at = updates, self._step
+            self._updates, self._moved_at = updates, self.step
         elif still > self.max_nonfinite + accumulation_steps(self.model.optimizer):
             what = f"The gradient was not finite: {still} steps in a row led to no update"
             self._end(what, float(logs["batch_loss"]))
@@ -77,10 +75,10 @@ class NonFiniteGuard(keras.callbacks.Callback):
             self.model.jax_state_sync()  # within fit() on JAX the weights are not on the model
         low, high = keras.ops.convert_to_numpy(self.model.noise_interval).tolist()
         steps = self.checkpoints.steps() if self.checkpoints is not None else []
-        steps = [step for step in steps if step <= self._step]
+        steps = [step for step in steps if step <= self.step]
         last = f"step {steps[-1]} ({str(self.checkpoints.file(steps[-1]))!r})" if steps else "none"
         raise FloatingPointError(
-            f"{what}, more than max_nonfinite={self.max_nonfinite}, at iteration {self._step} with "
+            f"{what}, more than max_nonfinite={self.max_nonfinite}, at iteration {self.step} with "
             f"noise levels in [{low:.6g}, {high:.6g}); last good checkpoint: {last}. Try a lower "
             "learning rate or global_clipnorm, and look for NaN in the data. "
             f"Received: batch_loss={loss}"

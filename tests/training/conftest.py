@@ -64,7 +64,7 @@ def signal_at():
 
         def then_signal(callback, batch, logs=None):
             original(callback, batch, logs)
-            if callback._step == step:
+            if callback.step == step:
                 os.kill(os.getpid(), number)
 
         with pytest.MonkeyPatch.context() as monkeypatch:
