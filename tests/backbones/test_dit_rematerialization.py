@@ -80,7 +80,9 @@ def bytes_kept(network, x, level):
 
         def alive():
             gc.collect()
-            tensors = {id(o): o for o in gc.get_objects() if isinstance(o, tf.Tensor)}.values()
+            # By type: isinstance() would ask lazy objects of other packages for their class.
+            tensors = {id(o): o for o in gc.get_objects() if issubclass(type(o), tf.Tensor)}
+            tensors = tensors.values()
             return sum(int(tf.size(o)) * o.dtype.size for o in tensors)
 
         before = alive()
