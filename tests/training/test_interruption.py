@@ -60,9 +60,8 @@ with interruption.WorkdirLock(sys.argv[2]):
 
 HOLD_AND_FORK = """
 with interruption.WorkdirLock(sys.argv[2]):
-    child = os.fork()
-    if child:
-        say(child)
+    if os.fork() == 0:
+        say(os.getpid())  # by now it has let go of the lock
     time.sleep(60)
 """
 
