@@ -78,12 +78,13 @@ def bytes_kept(network, x, level):
     if backend == "tensorflow":
         import tensorflow as tf
 
+        eager = type(tf.constant(0))
+
         def alive():
             gc.collect()
             # By type: isinstance() would ask lazy objects of other packages for their class.
-            tensors = {id(o): o for o in gc.get_objects() if issubclass(type(o), tf.Tensor)}
-            tensors = tensors.values()
-            return sum(int(tf.size(o)) * o.dtype.size for o in tensors)
+            tensors = {id(o): o for o in gc.get_objects() if type(o) is eager}.values()
+            return sum(o.shape.num_elements() * o.dtype.size for o in tensors)
 
         before = alive()
         with tf.GradientTape() as tape:
