@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -67,8 +68,11 @@ def signal_at():
             if callback.step == step:
                 os.kill(os.getpid(), number)
 
+        # Background jobs of a shell ignore SIGINT, and runs respect that.
+        before = signal.signal(number, signal.default_int_handler)
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(training.StopAt, "on_train_batch_end", then_signal)
             yield
+        signal.signal(number, before)
 
     return send
