@@ -164,6 +164,8 @@ def diffusers_steps(name, compiled):
 def work(contender, name):
     """Answers each line of standard input, a number of steps, with their seconds as JSON."""
     if contender.startswith("diffusers"):
+        # Not needed, and PyPI's does not load beside a CPU build of torch.
+        sys.modules["torchvision"] = None
         run, parameters = diffusers_steps(name, compiled=contender.endswith("compiled"))
     else:
         run, parameters = keras_steps(name)
