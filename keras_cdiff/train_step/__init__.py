@@ -5,6 +5,7 @@ import keras
 if keras.backend.backend() == "tensorflow":
     from keras_cdiff.train_step.tensorflow import TrainStep
 elif keras.backend.backend() == "jax":
+    import keras_cdiff.train_step.jax_rematerialization  # noqa: F401 (it registers itself)
     from keras_cdiff.train_step.jax import TrainStep
 elif keras.backend.backend() == "torch":
     from keras_cdiff.train_step.torch import TrainStep
