@@ -11,8 +11,8 @@ from keras_cdiff.training.checkpoint import CheckpointFolder
 class BackgroundWriter:
     """Saves into a folder from a thread of its own, one checkpoint at a time.
 
-    What goes wrong there is raised by the next call of any method. As a context
-    manager it closes itself.
+    What goes wrong there is raised by the next call of `save`, `check`, `wait`, `steps` or `close`.
+    As a context manager it closes itself.
 
     Args:
         folder: a `CheckpointFolder`.

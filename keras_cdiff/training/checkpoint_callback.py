@@ -4,10 +4,8 @@ import math
 import os
 from collections.abc import Mapping
 
-import numpy as np
-
 from keras_cdiff.diffusion_model import DiffusionModel
-from keras_cdiff.periodic import StepCallback
+from keras_cdiff.periodic import StepCallback, check_every
 from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.interruption import Interruption
@@ -65,13 +63,8 @@ class CheckpointCallback(StepCallback):
         interruption: Interruption | None = None,
     ):
         super().__init__()
-        if not isinstance(every, int | np.integer) or isinstance(every, bool) or every < 1:
-            raise ValueError(
-                "`every` must be an integer of at least 1, training steps between two checkpoints. "
-                f"Received: every={every!r}"
-            )
         self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
-        self.every = int(every)
+        self.every = check_every(every)
         self.metadata = dict(metadata or {})
         self.interruption = interruption
         self.writer = BackgroundWriter(self.folder)
@@ -89,8 +82,8 @@ class CheckpointCallback(StepCallback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         super().on_train_batch_end(batch, logs)
-        # The last batch of an epoch is for `on_epoch_end`.
         self.writer.check()
+        # The last batch of an epoch is for `on_epoch_end`.
         if batch + 1 != self.params.get("steps") and not self.model.stop_training:
             self._save_if_due(logs)
 

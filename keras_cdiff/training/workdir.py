@@ -193,7 +193,8 @@ class Workdir:
         Raises:
             ValueError: if the run has not been finished, or its weights do not fit the model.
         """
-        if self.weights_step() is None:
+        step = self.weights_step()
+        if step is None:
             raise ValueError(
                 "The run in this workdir has not been finished: it has no weights yet. Repeat its "
                 "command to train on. "
@@ -201,7 +202,7 @@ class Workdir:
             )
         for which, network in _networks(model).items():
             load_network(network, self.weights_file(which))
-        model.iteration.assign(self.weights_step())
+        model.iteration.assign(step)
 
 
 def load_network(network: keras.Model, path: str | os.PathLike) -> None:
