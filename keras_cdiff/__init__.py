@@ -8,6 +8,7 @@ from keras_cdiff import (
     data,
     ema,
     evaluation,
+    export,
     objectives,
     parameterizations,
     presets,
@@ -17,6 +18,7 @@ from keras_cdiff import (
 )
 from keras_cdiff.curriculum import CurriculumCallback
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.export import export_sampler
 from keras_cdiff.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.samplers import sample
 from keras_cdiff.version import __version__
@@ -33,6 +35,8 @@ __all__ = [
     "data",
     "ema",
     "evaluation",
+    "export",
+    "export_sampler",
     "objectives",
     "parameterizations",
     "presets",

@@ -46,7 +46,7 @@ def fresh_state():
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model():
     """A function: "edm" or "ddpm" -> a tiny DiT model of that process on 8 x 8 images."""
     from keras_cdiff import DiffusionModel, backbones, ema, objectives, parameterizations, schedules

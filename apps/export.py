@@ -1,0 +1,67 @@
+"""Exports a trained model as a TensorFlow SavedModel that samples where this package is not.
+
+Examples:
+  # A training run, with its own sampler:
+  python apps/export.py --workdir=runs/emoji --output=served/emoji/1
+
+  # Another sampler, fewer steps, XLA:
+  python apps/export.py --workdir=runs/emoji --sampler=dpm_solver --num_steps=12 --jit_compile \\
+      --output=served/fast/1
+
+The model card lies in OUTPUT/assets.extra/model_card.md.
+"""
+
+import os
+import sys
+
+import sampling_flags
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
+
+flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
+flags.DEFINE_bool("jit_compile", False, "Whether XLA compiles the network, for each batch size.")
+flags.DEFINE_string("data_licence", None, "Licence of the training data, for the model card.")
+
+flags.mark_flag_as_required("output")
+flags.register_multi_flags_validator(
+    ["workdir", "weights", "preset", "image_size", "num_classes", "output"],
+    sampling_flags.one_model,
+    message="Give --workdir, or else --weights with --preset, but not both; and --output.",
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
+    given = [f"--{name}" for name in ("seed", "batch_size") if FLAGS[name].present]
+    if given:
+        sys.exit(f"error: {' and '.join(given)} are for whoever calls the exported model.")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # weights files are the same for all backends
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from keras_cdiff import export, training
+
+    try:
+        model, config = sampling_flags.load_model()
+        options = sampling_flags.sampling_options()
+        use_ema = options.pop("use_ema")
+        for name in ("seed", "batch_size"):
+            options.pop(name)
+        settings = training.sampling(model, config, 1, **options)
+        export.export_sampler(
+            model,
+            FLAGS.output,
+            settings["sampler"],
+            guidance=settings["guidance"],
+            use_ema=use_ema,
+            jit_compile=FLAGS.jit_compile,
+            description=export.describe_run(config, FLAGS.workdir, FLAGS.data_licence),
+        )
+        print(f"wrote {FLAGS.output}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)
