@@ -29,7 +29,7 @@ def export_sampler(
     """Writes a SavedModel whose signatures are `sample`, `sample_from_noise` and `denoise`.
 
     It needs nothing but TensorFlow, whatever the backend here: on JAX and PyTorch a process with
-    the TensorFlow backend writes it. See `SamplingGraph.signatures` for what goes in and out.
+    the TensorFlow backend writes it. See `SamplingGraph.inputs` for what goes in and out.
     Beside the graphs lie assets.extra/model_card.md and assets.extra/metadata.json.
 
     Args:

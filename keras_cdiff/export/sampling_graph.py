@@ -48,8 +48,8 @@ class SamplingGraph(tf.Module):
         # A function of its own, so that a loop's graph calls it instead of repeating it.
         self._estimate = tf.function(estimate, jit_compile=jit_compile or None)
 
-    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
-        """Returns the graphs by name, for any batch size.
+    def inputs(self) -> dict[str, dict[str, tf.TensorSpec]]:
+        """Returns what each signature takes, for any batch size B.
 
         sample: seeds int64 (B,) -> images uint8 (B, H, W, C).
         sample_from_noise: noise float32 (B, H, W, C), or (B, n + 1, H, W, C) if each of the
@@ -59,30 +59,28 @@ class SamplingGraph(tf.Module):
 
         A model with classes also takes label int32 (B,) and guidance float32 ().
         """
-        height, width, channels = self._image_shape
         draws = (len(self._table) + 1,) if self._sampler.needs_noise else ()
-        inputs = {
-            "sample": {"seeds": tf.TensorSpec((None,), tf.int64)},
-            "sample_from_noise": {
-                "noise": tf.TensorSpec((None, *draws, height, width, channels), tf.float32)
-            },
-            "denoise": {
-                "x": tf.TensorSpec((None, height, width, channels), tf.float32),
-                "level": tf.TensorSpec((None,), tf.float32),
-            },
-        }
-        condition = {}
+        image, condition = self._image_shape, {}
         if self._num_classes:
-            condition["label"] = tf.TensorSpec((None,), tf.int32)
-            condition["guidance"] = tf.TensorSpec((), tf.float32)
+            condition = {"label": ((None,), tf.int32), "guidance": ((), tf.float32)}
+        inputs = {
+            "sample": {"seeds": ((None,), tf.int64)},
+            "sample_from_noise": {"noise": ((None, *draws, *image), tf.float32)},
+            "denoise": {"x": ((None, *image), tf.float32), "level": ((None,), tf.float32)},
+        }
         return {
-            name: tf.function(getattr(self, f"_{name}")).get_concrete_function(
-                **{
-                    key: tf.TensorSpec(spec.shape, spec.dtype, name=key)
-                    for key, spec in {**specs, **condition}.items()
-                }
-            )
-            for name, specs in inputs.items()
+            name: {
+                key: tf.TensorSpec(shape, dtype, name=key)
+                for key, (shape, dtype) in {**own, **condition}.items()
+            }
+            for name, own in inputs.items()
+        }
+
+    def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
+        """Returns the graphs by name."""
+        return {
+            name: tf.function(getattr(self, f"_{name}")).get_concrete_function(**specs)
+            for name, specs in self.inputs().items()
         }
 
     def _sample(self, seeds: tf.Tensor, **condition: tf.Tensor) -> dict:

@@ -40,7 +40,13 @@ def write_saved_model(model: DiffusionModel, request: dict, path: Path) -> None:
         "value_range": {"sample": [0, 255], "sample_from_noise": [-1.0, 1.0]},
         "sampler": request["sampler"],
         "guidance": request["guidance"]["config"],
-        "signatures": {name: _shapes(function) for name, function in signatures.items()},
+        "signatures": {
+            name: {
+                "inputs": _plain(inputs),
+                "outputs": _plain(signatures[name].structured_outputs),
+            }
+            for name, inputs in graph.inputs().items()
+        },
         "schedule": keras.saving.serialize_keras_object(model.schedule),
         "exported_from": request["exported_from"],
         "versions": {
@@ -66,13 +72,8 @@ def _digest(weights: list[tf.Variable]) -> str:
     return sha.hexdigest()
 
 
-def _shapes(function: tf.types.experimental.ConcreteFunction) -> dict:
-    """The shapes and dtypes that go in and out, None where any size will do."""
-    inputs = function.structured_input_signature[1]
+def _plain(specs: dict[str, tf.TensorSpec]) -> dict:
+    """Shapes and dtypes for JSON, null where any size will do."""
     return {
-        side: {
-            name: {"dtype": spec.dtype.name, "shape": list(spec.shape)}
-            for name, spec in specs.items()
-        }
-        for side, specs in (("inputs", inputs), ("outputs", function.structured_outputs))
+        name: {"dtype": spec.dtype.name, "shape": list(spec.shape)} for name, spec in specs.items()
     }

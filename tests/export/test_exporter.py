@@ -150,7 +150,7 @@ def test_requests_of_another_shape_or_dtype_are_refused(exported):
     with pytest.raises(TypeError, match=r"Can not cast .*shape=\(1, 4, 8, 3\)"):
         served(noise=noise[:, :4], label=label, guidance=np.float32(guidance))
     with pytest.raises(TypeError, match=r"Can not cast .*float64"):
-        served(noise=noise.astype("float64"), label=label, guidance=np.float32(guidance))
+        served(noise=tf.constant(noise, tf.float64), label=label, guidance=np.float32(guidance))
     with pytest.raises(tf.errors.InvalidArgumentError, match="noise must hold finite numbers"):
         served(noise=noise * np.nan, label=label, guidance=np.float32(guidance))
     level = np.array([100.0], "float32")
