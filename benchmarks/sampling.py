@@ -135,6 +135,8 @@ def diffusers_pipeline(options):
 def work(contender, options):
     """Answers each line of standard input, a batch size, with the seconds that one took."""
     if contender == "diffusers":
+        # Not needed, and PyPI's does not load beside a CPU build of torch.
+        sys.modules["torchvision"] = None
         draw = diffusers_pipeline(options)
     elif contender.startswith("exported"):
         draw = exported(options, jit_compile=contender.endswith("xla"))
