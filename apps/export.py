@@ -21,7 +21,15 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
 flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
-flags.DEFINE_bool("jit_compile", False, "Whether XLA compiles the network, for each batch size.")
+flags.DEFINE_enum(
+    "format",
+    "saved_model",
+    ["saved_model", "onnx", "litert"],
+    "ONNX and LiteRT make images of noise that is given, not of seeds, and check no requests.",
+)
+flags.DEFINE_bool(
+    "jit_compile", False, "Whether XLA compiles a SavedModel's network, for each batch size."
+)
 flags.DEFINE_string("data_licence", None, "Licence of the training data, for the model card.")
 
 flags.mark_flag_as_required("output")
@@ -46,6 +54,8 @@ def main(argv: list[str]) -> None:
         model, config = sampling_flags.load_model()
         options = sampling_flags.sampling_options()
         use_ema = options.pop("use_ema")
+        average = model.ema_backbone if use_ema else None
+        network = model.backbone if average is None else average
         for name in ("seed", "batch_size"):
             options.pop(name)
         settings = training.sampling(model, config, 1, **options)
@@ -56,10 +66,11 @@ def main(argv: list[str]) -> None:
             guidance=settings["guidance"],
             use_ema=use_ema,
             jit_compile=FLAGS.jit_compile,
-            description=export.describe_run(config, FLAGS.workdir, FLAGS.data_licence),
+            format=FLAGS.format,
+            description=export.describe_run(config, network, FLAGS.workdir, FLAGS.data_licence),
         )
         print(f"wrote {FLAGS.output}")
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

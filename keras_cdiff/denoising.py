@@ -27,8 +27,14 @@ class Denoising:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, which is also the null label; 0 if the model takes no labels."""
+        """Number of classes; 0 if the model takes no labels."""
         return self.backbone.num_classes
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for no class; None if the network has not learned one."""
+        learned = self.num_classes and getattr(self.backbone, "label_dropout", None) != 0
+        return self.num_classes if learned else None
 
     def add_noise(self, image: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """Returns x_t = alpha x_0 + sigma eps for images and noise (B, H, W, C) at levels (B,)."""
@@ -104,10 +110,30 @@ class Denoising:
                 network, ops.concatenate([x, x]), ops.concatenate([level, level]), both, False
             )
             output, unconditional = ops.split(twice, 2)
-            channels = guidance_channels or self.backbone.channels
-            change = (guidance - 1.0) * (output - unconditional)[..., :channels]
-            rest = ops.zeros_like(output[..., channels:])
-            output = output + ops.concatenate([change, rest], axis=-1)
+            output = self.guide(output, unconditional, guidance, guidance_channels)
+        return self.interpret(x, level, output)
+
+    def guide(
+        self,
+        output: Tensor,
+        unconditional: Tensor,
+        guidance: Tensor | float,
+        channels: int | None = None,
+    ) -> Tensor:
+        """Returns uncond + w (cond - uncond), of the image's channels alone.
+
+        Args:
+            output: (B, H, W, out_channels), the network's output under the condition.
+            unconditional: the same under the null condition.
+            guidance: the scale w.
+            channels: guide only that many first channels.
+        """
+        channels = channels or self.backbone.channels
+        change = (guidance - 1.0) * (output - unconditional)[..., :channels]
+        return output + ops.concatenate([change, ops.zeros_like(output[..., channels:])], axis=-1)
+
+    def interpret(self, x: Tensor, level: Tensor, output: Tensor) -> dict[str, Tensor | None]:
+        """Returns what a network's output on noisy images says, as `estimate` does."""
         variance = None
         if self.parameterization.learned_variance:
             variance = output[..., self.backbone.channels :]

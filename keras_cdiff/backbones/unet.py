@@ -254,8 +254,9 @@ class UNet(keras.Model):
             label = ops.full_like(level, self.num_classes, dtype="int32")
         elif training and self.label_dropout > 0:
             label = drop_labels(label, self.label_dropout, self.num_classes, self.seed_generator)
-        classes = ops.arange(self.num_classes, dtype="int32")
-        return ops.cast(ops.cast(label, "int32")[:, None] == classes, "float32")
+        # LiteRT's converter makes a comparison into a table without a row for the null label.
+        distance = ops.cast(label, "int32")[:, None] - ops.arange(self.num_classes, dtype="int32")
+        return ops.relu(1.0 - ops.cast(ops.abs(distance), "float32"))
 
     def _check_augment(self, augment: Tensor | None) -> None:
         if augment is None:

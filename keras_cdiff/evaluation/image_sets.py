@@ -235,11 +235,7 @@ class GeneratedImages(ImageSet):
     def _weights_digest(self) -> str:
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()  # within fit() on JAX the weights are not on the model
-        network = self.model.ema_backbone if self.use_ema else self.model.backbone
-        sha = hashlib.sha256()
-        for weight in network.get_weights():
-            sha.update(np.ascontiguousarray(weight).tobytes())
-        return sha.hexdigest()
+        return weights_digest(self.model.ema_backbone if self.use_ema else self.model.backbone)
 
     def digest(self) -> str:
         network = self.model.ema_backbone if self.use_ema else self.model.backbone
@@ -256,6 +252,14 @@ class GeneratedImages(ImageSet):
             "labels": None if self.label is None else self.label.tolist(),
         }
         return _sha256(self._weights_digest() + repr(config))
+
+
+def weights_digest(network: keras.Model) -> str:
+    """Returns the SHA-256 of a network's weights, the same on every backend."""
+    sha = hashlib.sha256()
+    for weight in network.get_weights():
+        sha.update(np.ascontiguousarray(weight).tobytes())
+    return sha.hexdigest()
 
 
 def proportional_labels(labels: np.ndarray, num_images: int, seed: int = 0) -> np.ndarray:

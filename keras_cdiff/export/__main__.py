@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from keras_cdiff.export.exporter import read_bundle
-from keras_cdiff.export.saved_model import write_saved_model
+from keras_cdiff.export.bundle import read_bundle
+from keras_cdiff.export.writer import write_export
 
 if __name__ == "__main__":
-    write_saved_model(*read_bundle(Path(sys.argv[1])), Path(sys.argv[2]))
+    write_export(*read_bundle(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -4,17 +4,25 @@ import json
 import os
 from pathlib import Path
 
+import keras
+
+from keras_cdiff.evaluation.image_sets import weights_digest
+
 _LICENCES = {"emoji": "Apache-2.0 (Noto Emoji, Copyright Google)"}
 
 
 def describe_run(
-    config: dict, workdir: str | os.PathLike | None = None, licence: str | None = None
+    config: dict,
+    network: keras.Model,
+    workdir: str | os.PathLike | None = None,
+    licence: str | None = None,
 ) -> dict:
     """Returns preset, data, licence, curriculum, backend and metrics of a run, as plain data.
 
     Args:
         config: the run's configuration.
-        workdir: its folder, for the newest evaluation in it; None for none.
+        network: the network that is exported.
+        workdir: the run's folder, for the newest evaluation of that network in it; None for none.
         licence: the licence of the data; None for that of the embedded data, or unknown.
     """
     staging = config["curriculum"]
@@ -29,20 +37,28 @@ def describe_run(
         "licence": licence or _LICENCES.get(config["data"]),
         "curriculum": curriculum,
         "backend": config["backend"],
-        "evaluation": None if workdir is None else _newest_evaluation(Path(workdir)),
+        "evaluation": None if workdir is None else _newest_evaluation(Path(workdir), network),
     }
 
 
-def _newest_evaluation(workdir: Path) -> dict | None:
-    """The newest record of apps/evaluate.py: its metrics, and what they depend on."""
-    paths = sorted((workdir / "evaluation").glob("evaluation-*.json"))
-    if not paths:
-        return None
-    record = json.loads(paths[-1].read_text())
-    extractor, generated = record["extractor"], record["generated"]
-    return {
-        "metrics": record["metrics"],
-        "iteration": generated.get("iteration"),
-        "of": f"{generated['count']} samples against {record['reference']['images']}, features of "
-        f"{extractor['name']}, sampler {generated.get('sampler')}",
-    }
+def _newest_evaluation(workdir: Path, network: keras.Model) -> dict | None:
+    """The newest record of apps/evaluate.py of these very weights: its metrics, and what they
+    depend on.
+    """
+    digest = weights_digest(network)
+    for path in sorted((workdir / "evaluation").glob("evaluation-*.json"), reverse=True):
+        record = json.loads(path.read_text())
+        extractor, generated, reference = (
+            record[name] for name in ("extractor", "generated", "reference")
+        )
+        # Of images from elsewhere no weights are known.
+        if not generated.get("weights") or not digest.startswith(generated["weights"]):
+            continue
+        return {
+            "metrics": record["metrics"],
+            "iteration": generated["iteration"],
+            "of": f"{generated['count']} samples ({generated['sampler']}, guidance "
+            f"{generated['guidance']:g}) against {reference['count']} images of "
+            f"{reference['images']}, features of {extractor['name']}",
+        }
+    return None

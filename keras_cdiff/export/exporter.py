@@ -1,18 +1,20 @@
-"""export_sampler(): a trained model as a TensorFlow SavedModel that needs TensorFlow alone."""
+"""export_sampler(): a trained model as an artefact that samples where this package is not."""
 
-import json
+import importlib.util
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import keras
 
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.export.bundle import export_bundle, write_bundle
 from keras_cdiff.samplers import Guidance, Sampler, default_sampler
+from keras_cdiff.samplers.sample import check_options
 from keras_cdiff.training.building import build_sampler, in_pixels
+
+# What writes each format.
+_WRITERS = {"saved_model": "tensorflow", "onnx": "tf2onnx", "litert": "tensorflow"}
 
 
 def export_sampler(
@@ -23,14 +25,18 @@ def export_sampler(
     *,
     guidance: float | Guidance = 1.0,
     use_ema: bool = True,
+    format: str = "saved_model",
     jit_compile: bool = False,
     description: dict | None = None,
 ) -> None:
-    """Writes a SavedModel whose signatures are `sample`, `sample_from_noise` and `denoise`.
+    """Writes a folder with a model that samples: whole tasks, `sample`, `sample_from_noise` and
+    `denoise`.
 
-    It needs nothing but TensorFlow, whatever the backend here: on JAX and PyTorch a process with
-    the TensorFlow backend writes it. See `SamplingGraph.inputs` for what goes in and out.
-    Beside the graphs lie assets.extra/model_card.md and assets.extra/metadata.json.
+    A SavedModel needs nothing but TensorFlow. `SamplingGraph.inputs` says what goes in and out;
+    bad requests are refused with a message. Beside the graphs lie assets.extra/model_card.md and
+    assets.extra/metadata.json. ONNX and LiteRT hold the last two tasks, check no requests, compute
+    in float32, and have those two files beside them. Whatever the backend here, TensorFlow writes:
+    on JAX and PyTorch in a process of its own.
 
     Args:
         model: the trained model.
@@ -40,15 +46,60 @@ def export_sampler(
         guidance: the recommended scale, for the model card; a `Guidance` also decides on the levels
             and channels that are guided.
         use_ema: whether the averaged weights are exported, if the model keeps an average.
-        jit_compile: whether XLA compiles the network, once for each batch size: faster for
-            transformers, but not every server has it.
+        format: "saved_model", "onnx" (needs tf2onnx) or "litert".
+        jit_compile: whether XLA compiles a SavedModel's network, once for each batch size: faster
+            for transformers, but not every server has it.
         description: what `describe_run` returns, for the model card; None for nothing.
 
     Raises:
         ValueError: if an argument does not fit the model, or there is something at `path`.
+        ModuleNotFoundError: if what writes the format is not installed.
         RuntimeError: if the process with TensorFlow fails.
     """
     path = Path(path)
+    _check(model, path, format, jit_compile)
+    request = _request(
+        model,
+        _sampler(model, sampler, num_steps),
+        Guidance.of(guidance),
+        weights="average" if use_ema and model.ema_backbone is not None else "raw",
+        format=format,
+        jit_compile=bool(jit_compile),
+        description=description or {},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Whole or not at all: written beside it, then renamed.
+    with tempfile.TemporaryDirectory(prefix="writing-", dir=path.parent) as scratch:
+        target = Path(scratch) / "export"
+        if keras.backend.backend() == "tensorflow":
+            from keras_cdiff.export.writer import write_export
+
+            write_export(model, request, target)
+        else:
+            bundle = Path(scratch) / "bundle"
+            write_bundle(model, request, bundle)
+            export_bundle(bundle, target)
+        if path.exists():
+            path.rmdir()
+        os.replace(target, path)
+
+
+def _check(model: DiffusionModel, path: Path, format: str, jit_compile: bool) -> None:
+    if format not in _WRITERS:
+        raise ValueError(
+            f"`format` must be one of {', '.join(_WRITERS)}. Received: format={format!r}"
+        )
+    for package in ("tensorflow", _WRITERS[format]):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"{package} writes this format and is not installed: pip install {package}, beside "
+                f"the packages that are there. Received: format={format!r}"
+            )
+    if jit_compile and format != "saved_model":
+        raise ValueError(
+            "XLA compiles the network of a SavedModel alone: leave `jit_compile` out. "
+            f"Received: jit_compile={jit_compile}, format={format!r}"
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
             "The export must go to a new or an empty folder: choose another, or remove this one. "
@@ -60,28 +111,26 @@ def export_sampler(
             "Samples of this model are latents, and a decoder is exported with latent support, "
             f"which is to come. Received: a model of {channels} channels"
         )
-    request = {
-        "sampler": keras.saving.serialize_keras_object(_sampler(model, sampler, num_steps)),
-        "guidance": keras.saving.serialize_keras_object(Guidance.of(guidance)),
-        "weights": "average" if use_ema and model.ema_backbone is not None else "raw",
-        "jit_compile": bool(jit_compile),
+
+
+def _request(
+    model: DiffusionModel, sampler: Sampler, guidance: Guidance, **options: object
+) -> dict:
+    """Returns what is asked for as plain data, checked against the model."""
+    # Requests bring a scale of their own, where the model can be guided at all.
+    asked = guidance
+    if model.null_label is not None:
+        asked = Guidance(2.0, guidance.channels, guidance.interval)
+    check_options(model, sampler, asked, label=model.num_classes > 0, context=False)
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()  # within fit() on JAX the weights are not on the model
+    return {
+        "sampler": keras.saving.serialize_keras_object(sampler),
+        "guidance": keras.saving.serialize_keras_object(guidance),
         "exported_from": keras.backend.backend(),
         "iterations": int(keras.ops.convert_to_numpy(model.iteration)),
-        "description": description or {},
+        **options,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: written beside it, then renamed.
-    with tempfile.TemporaryDirectory(prefix="writing-", dir=path.parent) as scratch:
-        target = Path(scratch) / "saved_model"
-        if keras.backend.backend() == "tensorflow":
-            from keras_cdiff.export.saved_model import write_saved_model
-
-            write_saved_model(model, request, target)
-        else:
-            _in_tensorflow(model, request, Path(scratch) / "bundle", target)
-        if path.exists():
-            path.rmdir()
-        os.replace(target, path)
 
 
 def _sampler(
@@ -93,37 +142,3 @@ def _sampler(
     if num_steps is None:
         return sampler
     return type(sampler).from_config({**sampler.get_config(), "num_steps": num_steps})
-
-
-def _in_tensorflow(model: DiffusionModel, request: dict, bundle: Path, target: Path) -> None:
-    """Has another process, whose Keras is on TensorFlow, write the SavedModel from a bundle."""
-    bundle.mkdir()
-    network = model.ema_backbone if request["weights"] == "average" else model.backbone
-    network.save_weights(bundle / "network.weights.h5")
-    config = keras.saving.serialize_keras_object(model)
-    (bundle / "bundle.json").write_text(json.dumps({"model": config, "request": request}))
-    root = Path(__file__).parents[2]  # so that it finds this very package
-    variables = {
-        **os.environ,
-        "KERAS_BACKEND": "tensorflow",
-        "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    command = [sys.executable, "-m", "keras_cdiff.export", str(bundle), str(target)]
-    process = subprocess.run(command, env=variables, capture_output=True, text=True)
-    shutil.rmtree(bundle)
-    if process.returncode:
-        raise RuntimeError(
-            "The process that exports with TensorFlow failed; is tensorflow installed beside "
-            f"{request['exported_from']}? It said:\n{process.stderr[-3000:]}"
-        )
-
-
-def read_bundle(bundle: Path) -> tuple[DiffusionModel, dict]:
-    """Returns the model and the request of a bundle, the network's weights as its raw ones."""
-    content = json.loads((bundle / "bundle.json").read_text())
-    config = content["model"]
-    config["config"]["ema"] = None
-    config.pop("compile_config", None)
-    model = keras.saving.deserialize_keras_object(config)
-    model.backbone.load_weights(bundle / "network.weights.h5")
-    return model, content["request"]

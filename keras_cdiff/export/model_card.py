@@ -1,4 +1,4 @@
-"""The model card that an exported sampler carries: what it is, and how to call it, in Markdown."""
+"""The model card that an export carries: what it is, and how to call it, in Markdown."""
 
 
 def model_card(metadata: dict) -> str:
@@ -7,10 +7,9 @@ def model_card(metadata: dict) -> str:
     Args:
         metadata: what is written to metadata.json.
     """
-    description = metadata["description"]
+    description, sampler = metadata["description"], metadata["sampler"]
     height, width, channels = metadata["image_shape"]
-    classes = metadata["num_classes"]
-    sampler = metadata["sampler"]
+    classes, null = metadata["num_classes"], metadata["null_label"]
     about = {
         "Preset": description.get("preset"),
         "Data": description.get("data"),
@@ -18,40 +17,28 @@ def model_card(metadata: dict) -> str:
         "Curriculum": description.get("curriculum"),
         "Training steps": f"{metadata['iterations']:,}",
         "Weights": f"{metadata['weights']}, {metadata['parameters']:,} numbers",
-        "Sampler": f"{sampler['class_name']}, {sampler['config']['num_steps']} steps",
+        "Sampler": f"{sampler['class_name']}, {_number_of_steps(metadata)} steps",
         "Images": f"{height} x {width} x {channels}",
-        "Classes": f"{classes} ({classes} itself is the null label)" if classes else "none",
-        "Guidance, recommended": metadata["guidance"]["scale"] if classes else None,
+        "Classes": "none" if classes == 0 else _classes(classes, null),
+        "Guidance, recommended": None if null is None else metadata["guidance"]["config"]["scale"],
         "Backend of training": description.get("backend") or metadata["exported_from"],
     }
     lines = ["# A diffusion model that samples", ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if value is not None]
     lines += ["", "## Metrics", "", *_metrics(description.get("evaluation"))]
-    condition = ""
-    if classes:
-        condition = (
-            ",\n    label=tf.zeros(4, tf.int32),"
-            f"\n    guidance=tf.constant({float(metadata['guidance']['scale'])})"
-        )
-    lines += [
-        "",
-        "## Use",
-        "",
-        "TensorFlow is all it needs.",
-        "",
-        "```python",
-        "import tensorflow as tf",
-        "",
-        'model = tf.saved_model.load("path")',
-        'images = model.signatures["sample"](',
-        f"    seeds=tf.constant([0, 1, 2, 3], tf.int64){condition},",
-        f')["images"]  # uint8 (4, {height}, {width}, {channels})',
-        "```",
-        "",
-        "Sample i depends on seeds[i] and its label alone. metadata.json describes each signature.",
-        "",
-    ]
-    return "\n".join(lines)
+    lines += ["", "## Use", "", *_USES[metadata["format"]](metadata), ""]
+    return "\n".join([*lines, "metadata.json describes each signature.", ""])
+
+
+def _number_of_steps(metadata: dict) -> int:
+    counts = metadata["sampler"]["config"]["num_steps"]
+    return sum(counts) if isinstance(counts, list) else counts
+
+
+def _classes(classes: int, null: int | None) -> str:
+    return f"{classes}, 0 to {classes - 1}" + (
+        "" if null is None else f"; {null} is the null label"
+    )
 
 
 def _metrics(evaluation: dict | None) -> list[str]:
@@ -59,3 +46,82 @@ def _metrics(evaluation: dict | None) -> list[str]:
         return ["Not evaluated."]
     lines = [f"Of {evaluation['of']}, after {evaluation['iteration']} training steps:", ""]
     return lines + [f"- {name}: {value:.6g}" for name, value in evaluation["metrics"].items()]
+
+
+def _scale(metadata: dict) -> float:
+    return 1.0 if metadata["null_label"] is None else metadata["guidance"]["config"]["scale"]
+
+
+def _noise(metadata: dict) -> str:
+    """The shape of the noise of four images."""
+    _, *shape = metadata["signatures"]["sample_from_noise"]["inputs"]["noise"]["shape"]
+    return f"({', '.join(map(str, [4, *shape]))})"
+
+
+def _python(*lines: str | None) -> list[str]:
+    return ["```python", *(line for line in lines if line is not None), "```"]
+
+
+def _use_saved_model(metadata: dict) -> list[str]:
+    classes = metadata["num_classes"]
+    return [
+        "TensorFlow is all it needs. Sample i depends on seeds[i]"
+        f"{' and label[i]' if classes else ''} alone.",
+        "",
+        *_python(
+            "import tensorflow as tf",
+            "",
+            'model = tf.saved_model.load("path")',
+            'images = model.signatures["sample"](',
+            "    seeds=tf.constant([0, 1, 2, 3], tf.int64),",
+            "    label=tf.zeros(4, tf.int32)," if classes else None,
+            f"    guidance=tf.constant({_scale(metadata)})," if classes else None,
+            f')["images"]  # uint8 {_shape(metadata)}',
+        ),
+    ]
+
+
+def _use_onnx(metadata: dict) -> list[str]:
+    classes = metadata["num_classes"]
+    return [
+        "onnxruntime is all it needs. Requests are not checked.",
+        "",
+        *_python(
+            "import numpy as np",
+            "import onnxruntime",
+            "",
+            'model = onnxruntime.InferenceSession("path/sample_from_noise.onnx")',
+            f'noise = np.random.default_rng(0).standard_normal({_noise(metadata)}, "float32")',
+            'request = {"noise": noise}',
+            'request["label"] = np.zeros(4, "int32")' if classes else None,
+            f'request["guidance"] = np.array({_scale(metadata)}, "float32")' if classes else None,
+            'images = model.run(["images"], request)[0]'
+            f"  # float32 {_shape(metadata)} in about [-1, 1]",
+        ),
+    ]
+
+
+def _use_litert(metadata: dict) -> list[str]:
+    classes = metadata["num_classes"]
+    return [
+        "ai-edge-litert is all it needs. Requests are not checked.",
+        "",
+        *_python(
+            "import numpy as np",
+            "from ai_edge_litert.interpreter import Interpreter",
+            "",
+            'model = Interpreter("path/model.tflite")',
+            'images = model.get_signature_runner("sample_from_noise")(',
+            f'    noise=np.random.default_rng(0).standard_normal({_noise(metadata)}, "float32"),',
+            '    label=np.zeros(4, "int32"),' if classes else None,
+            f"    guidance=np.float32({_scale(metadata)})," if classes else None,
+            f')["images"]  # float32 {_shape(metadata)} in about [-1, 1]',
+        ),
+    ]
+
+
+def _shape(metadata: dict) -> str:
+    return f"({', '.join(map(str, [4, *metadata['image_shape']]))})"
+
+
+_USES = {"saved_model": _use_saved_model, "onnx": _use_onnx, "litert": _use_litert}

@@ -40,7 +40,7 @@ def sample(
             `RectifiedFlow`, as many network calls; and `Heun(18)` on other schedules.
         seed: seed of the first sample, the others follow by ones; or N seeds; >= 0.
         label: class of all samples or N classes, each in 0..num_classes, where num_classes is the
-            null label. None: the null label.
+            null label, if training dropped labels. None: the null label.
         context: conditioning sequence of all samples, (L, D), or one each, (N, L, D).
         guidance: scale w >= 0 of classifier-free guidance, 1 for none, or a `Guidance`.
         use_ema: whether the averaged weights are used, if the model keeps an average.
@@ -59,18 +59,16 @@ def sample(
     sampler = sampler or default_sampler(model)
     guidance = Guidance.of(guidance)
     use_ema = use_ema and model.ema_backbone is not None
-    table = sampler.table(model.schedule)
-    levels = table["level"]
-    _check_levels(model, levels)
-    _check_guidance(model, guidance, label, np.append(levels, table["next_level"]))
+    check_options(model, sampler, guidance, label is not None, context is not None)
     seeds = _seeds(seed, num_samples)
-    condition = _condition(model, num_samples, label, context, guidance)
+    condition = _condition(model, num_samples, label, context)
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
 
     size = min(batch_size, num_samples)
     starts = range(0, num_samples, size)
-    bar = keras.utils.Progbar(len(starts) * len(levels)) if progress else None
+    num_steps = len(sampler.levels(model.schedule))
+    bar = keras.utils.Progbar(len(starts) * num_steps) if progress else None
     images = np.empty((num_samples, *model.image_shape), dtype="float32")
     for start in starts:
         batch = slice(start, min(start + size, num_samples))
@@ -99,6 +97,25 @@ def default_sampler(model: keras.Model) -> Sampler:
     return Heun(18)
 
 
+def check_options(
+    model: keras.Model, sampler: Sampler, guidance: Guidance, label: bool, context: bool
+) -> None:
+    """Raises a ValueError unless the model can be sampled so.
+
+    Args:
+        model: a `DiffusionModel`.
+        sampler: how noise becomes images.
+        guidance: the guidance.
+        label: whether labels are given.
+        context: whether a context is given.
+    """
+    table = sampler.table(model.schedule)
+    _check_levels(model, table["level"])
+    if guidance.active:
+        levels = np.append(table["level"], table["next_level"])
+        _check_guidance(model, guidance, label, context, levels)
+
+
 def _check_levels(model: keras.Model, levels: np.ndarray) -> None:
     """Raises if the network's output stands for no clean image at one of the levels."""
     c_skip, c_out, _, _ = model.parameterization.coefficients(levels, model.schedule)
@@ -116,23 +133,25 @@ def _check_levels(model: keras.Model, levels: np.ndarray) -> None:
 
 
 def _check_guidance(
-    model: keras.Model, guidance: Guidance, label: object, levels: np.ndarray
+    model: keras.Model, guidance: Guidance, label: bool, context: bool, levels: np.ndarray
 ) -> None:
     """Raises if active guidance does not fit the model, or the levels at which it is asked."""
-    if not guidance.active:
-        return
+    if not label and not context:
+        raise ValueError(
+            "Guidance strengthens a condition: give `label` or `context`, or leave guidance at 1. "
+            f"Received: guidance={guidance.scale}, label=None, context=None"
+        )
     channels = model.image_shape[-1]
     if guidance.channels is not None and guidance.channels > channels:
         raise ValueError(
             f"Guidance can be of at most the model's {channels} channels: give fewer, or None for "
             f"all. Received: channels={guidance.channels}, for a model of {channels} channels"
         )
-    dropout = getattr(model.backbone, "label_dropout", None)
-    if label is not None and model.num_classes > 0 and dropout == 0:
+    if label and model.num_classes > 0 and model.null_label is None:
         raise ValueError(
             "Guidance by label needs the null label, which this network never saw in training: "
             "train with label_dropout > 0, or leave guidance at 1. "
-            f"Received: guidance={guidance.scale}, label_dropout={dropout}"
+            f"Received: guidance={guidance.scale}, label_dropout=0"
         )
     if not np.any(guidance.covers(levels)):
         raise ValueError(
@@ -193,17 +212,11 @@ def _condition(
     num_samples: int,
     label: int | Sequence[int] | None,
     context: np.ndarray | None,
-    guidance: Guidance,
 ) -> dict[str, np.ndarray]:
     """Returns the label and the context of each sample, as far as the model takes them."""
-    if guidance.active and label is None and context is None:
-        raise ValueError(
-            "Guidance strengthens a condition: give `label` or `context`, or leave guidance at 1. "
-            f"Received: guidance={guidance.scale}, label=None, context=None"
-        )
     condition = {}
     if label is not None or model.num_classes > 0:
-        condition["label"] = _labels(model.num_classes, num_samples, label)
+        condition["label"] = _labels(model, num_samples, label)
     if context is not None:
         context = np.asarray(context, dtype="float32")
         if context.ndim not in (2, 3) or (context.ndim == 3 and len(context) != num_samples):
@@ -215,18 +228,26 @@ def _condition(
     return condition
 
 
-def _labels(num_classes: int, num_samples: int, label: int | Sequence[int] | None) -> np.ndarray:
-    labels = np.asarray(num_classes if label is None else label)
-    fits = labels.ndim == 0 or labels.shape == (num_samples,)
+def _labels(model: keras.Model, num_samples: int, label: int | Sequence[int] | None) -> np.ndarray:
+    num_classes, null = model.num_classes, model.null_label
     if num_classes == 0:
         raise ValueError(
             "This model has no classes: leave `label` at None, or build the backbone with "
             f"num_classes. Received: label={label!r}"
         )
-    if not fits or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > num_classes:
+    if label is None and null is None:
         raise ValueError(
-            f"`label` must be an integer, or {num_samples} of them, in 0..{num_classes} "
-            f"({num_classes} is the null label). Received: label={label!r}"
+            "Without `label` samples are drawn under the null label, which this network never saw "
+            f"in training: give a label in 0..{num_classes - 1}. Received: label=None"
+        )
+    labels = np.asarray(null if label is None else label)
+    fits = labels.ndim == 0 or labels.shape == (num_samples,)
+    highest = num_classes - 1 if null is None else null
+    if not fits or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > highest:
+        explained = "" if null is None else f" ({null} is the null label)"
+        raise ValueError(
+            f"`label` must be an integer, or {num_samples} of them, in 0..{highest}{explained}. "
+            f"Received: label={label!r}"
         )
     return np.broadcast_to(labels, (num_samples,)).astype("int32")
 

@@ -6,7 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_cdiff import DiffusionModel, export_sampler, samplers
+from keras_cdiff import export_sampler, samplers
+from keras_cdiff.evaluation.image_sets import weights_digest
+from keras_cdiff.export.bundle import run_with_tensorflow, write_bundle
+from keras_cdiff.export.exporter import _request
 from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.samplers.sample import _noise
 
@@ -18,68 +21,61 @@ def load():
     return lambda path: tensorflow.saved_model.load(str(path)).signatures
 
 
-def randomise(model):
-    """Gives the raw and the averaged network weights of their own that make them answer."""
-    generator = np.random.default_rng(0)
-    for network in (model.backbone, model.ema_backbone):
-        for weight in network.weights:
-            if "kernel" in weight.path or "embeddings" in weight.path:
-                weight.assign(0.1 * generator.normal(size=weight.shape))
-    model.iteration.assign(12)
-    return model
-
-
-@pytest.fixture(scope="module")
-def make(make_model):
-    """A function: "ddpm", "edm" or "song" -> a model whose networks answer."""
-
-    def build(kind):
-        keras.utils.set_random_seed(0)
-        if kind == "song":
-            small = {"image_size": 8, "width": 8, "num_blocks": 1, "num_classes": 3}
-            return randomise(DiffusionModel.from_preset("edm_emoji16", **small))
-        return randomise(make_model(kind))
-
-    return build
-
-
-CASES = {
-    "ddim": ("ddpm", samplers.DDIM(4)),
-    "heun": ("song", samplers.Heun(3)),
-    "dpm_solver": ("edm", samplers.DPMSolver(4)),
-    "ddpm": ("ddpm", samplers.DDPM(3)),
+MODELS = ("dit", "edm")
+SAMPLERS = {
+    "ddim": samplers.DDIM(4),
+    "heun": samplers.Heun(3),
+    "dpm_solver": samplers.DPMSolver(4),
+    "ddpm": samplers.DDPM(3),
 }
-# A process with TensorFlow is started for each on other backends: two are enough there.
-HERE = CASES if keras.backend.backend() == "tensorflow" else ("ddim", "heun")
+CASES = [(model, name) for model in MODELS for name in ("ddim", "heun", "dpm_solver")]
+CASES.append(("dit", "ddpm"))
+GUIDED = Guidance(2.0, interval=(0.0, 50.0))
+
+EXPORT_BUNDLES = """
+import pathlib, sys
+from keras_cdiff.evaluation.image_sets import weights_digest
+from keras_cdiff.export.bundle import read_bundle
+from keras_cdiff.export.writer import write_export
+for folder in map(pathlib.Path, sys.argv[1:]):
+    write_export(*read_bundle(folder / "bundle"), folder / "model")
+"""
 
 
 @pytest.fixture(scope="module")
-def exported(make, tmp_path_factory, load):
-    """A function: a name in CASES -> its model, its sampler, the folder and its signatures."""
-    done = {}
+def exported(models, tmp_path_factory, load):
+    """By model and sampler: the model, the sampler, the folder and its signatures.
 
-    def export(name):
-        if name not in done:
-            kind, sampler = CASES[name]
-            model, path = make(kind), tmp_path_factory.mktemp("export") / "served" / "1"
-            guidance = Guidance(2.0, interval=(0.0, 50.0))
-            export_sampler(model, path, sampler, guidance=guidance, description={"data": "mine"})
-            done[name] = model, sampler, path, load(path)
-        return done[name]
+    Elsewhere than on TensorFlow a process writes each of them; here one writes most, since it takes
+    long to start.
+    """
+    folders, left = {case: tmp_path_factory.mktemp("export") for case in CASES}, []
+    for (kind, name), folder in folders.items():
+        model, sampler, options = models[kind], SAMPLERS[name], {"description": {"data": "mine"}}
+        if keras.backend.backend() == "tensorflow" or (kind, name) == CASES[0]:
+            export_sampler(model, folder / "model", sampler, guidance=GUIDED, **options)
+        else:
+            options |= {"weights": "average", "format": "saved_model", "jit_compile": False}
+            write_bundle(model, _request(model, sampler, GUIDED, **options), folder / "bundle")
+            left.append(folder)
+    if left:
+        run_with_tensorflow("-c", EXPORT_BUNDLES, *map(str, left))
+    return {
+        (kind, name): (models[kind], SAMPLERS[name], folder / "model", load(folder / "model"))
+        for (kind, name), folder in folders.items()
+    }
 
-    return export
 
-
-@pytest.mark.parametrize("name", HERE)
-def test_it_samples_as_this_process_does(exported, name):
-    model, sampler, _, signatures = exported(name)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_it_samples_as_this_process_does(exported, case):
+    model, sampler, _, signatures = exported[case]
     seeds, labels = [3, 5], np.array([1, 2], "int32")
     draw = _noise(seeds, 2, model.image_shape)
     noise = draw()
     if sampler.needs_noise:  # the last step takes some too, at no weight
         noise = np.stack([noise, *(draw() for _ in range(sampler.num_steps))], axis=1)
     for scale in (1.0, 2.0):
-        guidance = Guidance(scale, interval=(0.0, 50.0))
+        guidance = Guidance(scale, interval=GUIDED.interval)
         expected = sample(
             model, 2, sampler, seed=seeds, label=labels, guidance=guidance, progress=False
         )
@@ -91,7 +87,7 @@ def test_it_samples_as_this_process_does(exported, name):
 
 
 def test_it_denoises_as_this_process_does(exported):
-    model, *_, signatures = exported("ddim")
+    model, *_, signatures = exported["dit", "ddim"]
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
     level, label = np.array([5.0, 45.0, 90.0], "float32"), np.array([0, 1, 3], "int32")
     got = signatures["denoise"](x=x, level=level, label=label, guidance=np.float32(2.0))["clean"]
@@ -105,7 +101,7 @@ def test_it_denoises_as_this_process_does(exported):
 
 
 def test_a_sample_depends_on_its_own_seed_alone(exported):
-    *_, signatures = exported("ddim")
+    *_, signatures = exported["dit", "ddim"]
     seeds, labels = np.arange(16, dtype="int64"), (np.arange(16) % 4).astype("int32")
     guidance = np.float32(1.5)
     together = signatures["sample"](seeds=seeds, label=labels, guidance=guidance)["images"].numpy()
@@ -133,7 +129,7 @@ def test_a_sample_depends_on_its_own_seed_alone(exported):
 def test_bad_requests_are_refused(exported, request_, message):
     import tensorflow as tf
 
-    *_, signatures = exported("ddim")
+    *_, signatures = exported["dit", "ddim"]
     inputs = {"seeds": [1], "label": [0], "guidance": 1.0, **request_}
     dtypes = {"seeds": tf.int64, "label": tf.int32, "guidance": tf.float32}
     tensors = {name: tf.constant(value, dtypes[name]) for name, value in inputs.items()}
@@ -144,7 +140,7 @@ def test_bad_requests_are_refused(exported, request_, message):
 def test_requests_of_another_shape_or_dtype_are_refused(exported):
     import tensorflow as tf
 
-    *_, signatures = exported("ddim")
+    *_, signatures = exported["dit", "ddim"]
     noise, label, guidance = np.zeros((1, 8, 8, 3), "float32"), np.array([0], "int32"), 1.0
     served = signatures["sample_from_noise"]
     with pytest.raises(TypeError, match=r"Can not cast .*shape=\(1, 4, 8, 3\)"):
@@ -159,12 +155,13 @@ def test_requests_of_another_shape_or_dtype_are_refused(exported):
 
 
 def test_a_model_card_and_metadata_lie_beside_it(exported):
-    _, _, path, _ = exported("ddim")
+    model, _, path, _ = exported["dit", "ddim"]
     metadata = json.loads((path / "assets.extra" / "metadata.json").read_text())
     assert metadata["iterations"] == 12
     assert metadata["weights"] == "average"
-    assert len(metadata["weights_sha256"]) == 64
     assert metadata["sampler"]["class_name"] == "DDIM"
+    assert metadata["weights_sha256"] == weights_digest(model.ema_backbone)
+    assert metadata["exported_from"] == keras.backend.backend()
     assert metadata["signatures"]["sample"] == {
         "inputs": {
             "seeds": {"dtype": "int64", "shape": [None]},
@@ -173,6 +170,8 @@ def test_a_model_card_and_metadata_lie_beside_it(exported):
         },
         "outputs": {"images": {"dtype": "uint8", "shape": [None, 8, 8, 3]}},
     }
+    assert metadata["value_ranges"]["label"] == [0, 3]
+    assert metadata["value_ranges"]["level"] == [0, 100]
     card = (path / "assets.extra" / "model_card.md").read_text()
     for line in ("- Data: mine", "- Sampler: DDIM, 4 steps", "- Training steps: 12"):
         assert line in card.splitlines()
@@ -180,14 +179,31 @@ def test_a_model_card_and_metadata_lie_beside_it(exported):
     assert not list(path.parent.glob("writing-*"))
 
 
-def test_what_cannot_be_exported_is_refused(make, make_model, tmp_path):
-    model = make("ddpm")
+def test_what_cannot_be_exported_is_refused(models, make_model, tmp_path):
+    model = models["dit"]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"new or an empty folder.*full"):
         export_sampler(model, tmp_path / "full")
-    with pytest.raises(ValueError, match="Received: a model of 4 channels"):
-        export_sampler(make_model("ddpm", channels=4), tmp_path / "latent")
-    with pytest.raises(ValueError, match="sampler='leapfrog'"):
-        export_sampler(model, tmp_path / "new", "leapfrog")
-    assert not (tmp_path / "new").exists()
+    new = tmp_path / "new"
+    for message, refused, options in (
+        ("Received: a model of 4 channels", make_model("ddpm", channels=4), {}),
+        ("sampler='leapfrog'", model, {"sampler": "leapfrog"}),
+        ("Received: format='pickle'", model, {"format": "pickle"}),
+        (
+            "SavedModel alone.*jit_compile=True, format='onnx'",
+            model,
+            {"jit_compile": True, "format": "onnx"},
+        ),
+        (
+            "hold at least one of the sampler's levels",
+            model,
+            {"guidance": Guidance(1, None, (200, 300))},
+        ),
+        ("Guidance strengthens a condition", make_model("ddpm", num_classes=0), {"guidance": 2.0}),
+        ("never saw in training", make_model("ddpm", label_dropout=0.0), {"guidance": 2.0}),
+        ("predicts no variance", model, {"sampler": samplers.DDPM(2, "learned")}),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            export_sampler(refused, new, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]  # nothing is half written

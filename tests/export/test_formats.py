@@ -1,0 +1,122 @@
+"""ONNX and LiteRT, in their own runtimes, against sampling in this process."""
+
+import importlib.util
+import json
+
+import ai_edge_litert.interpreter
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+
+from keras_cdiff import export_sampler, samplers
+from keras_cdiff.export import exporter
+from keras_cdiff.samplers import sample
+from keras_cdiff.samplers.sample import _noise
+
+pytestmark = pytest.mark.backend_free
+
+SAMPLERS = {"dit": samplers.DDIM(4, eta=0.5), "edm": samplers.DPMSolver(3)}
+
+
+@pytest.fixture(scope="module", params=["onnx", "litert"])
+def form(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["dit", "edm"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def path(models, form, kind, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "model"
+    export_sampler(models[kind], path, SAMPLERS[kind], guidance=2.0, format=form)
+    return path
+
+
+def run(path, task, **inputs):
+    """The answer of one task of an export."""
+    if (path / "model.tflite").exists():
+        model = ai_edge_litert.interpreter.Interpreter(str(path / "model.tflite"))
+        (answer,) = model.get_signature_runner(task)(**inputs).values()
+        return answer
+    session = onnxruntime.InferenceSession(path / f"{task}.onnx")
+    return session.run(None, {name: np.asarray(value) for name, value in inputs.items()})[0]
+
+
+def test_it_samples_as_this_process_does(models, kind, path):
+    model, sampler, labels = models[kind], SAMPLERS[kind], np.array([1, 2, 3], "int32")
+    draw = _noise([3, 5, 7], 3, model.image_shape)
+    noise = draw()
+    if sampler.needs_noise:
+        noise = np.stack([noise, *(draw() for _ in range(sampler.num_steps))], axis=1)
+    for scale in (1.0, 2.0):
+        expected = sample(
+            model, 3, sampler, seed=[3, 5, 7], label=labels, guidance=scale, progress=False
+        )
+        size = 1e-4 * max(1.0, np.abs(expected).max())
+        for count in (3, 1):  # any batch size
+            got = run(
+                path,
+                "sample_from_noise",
+                noise=noise[:count],
+                label=labels[:count],
+                guidance=np.float32(scale),
+            )
+            np.testing.assert_allclose(got, expected[:count], atol=size)
+
+
+def test_it_denoises_as_this_process_does(models, kind, path):
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    level, label = np.array([5.0, 45.0], "float32"), np.array([0, 3], "int32")
+    scale = np.float32(3.0)
+    expected = models[kind].denoise(x, level, label, guidance=scale, use_ema=True)
+    got = run(path, "denoise", x=x, level=level, label=label, guidance=scale)
+    np.testing.assert_allclose(got, keras.ops.convert_to_numpy(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_the_program_on_the_model_card_runs(kind, form, path, card_code):
+    if kind == "dit":
+        return_value = {}
+        exec(card_code(path), return_value)
+        assert return_value["images"].shape == (4, 8, 8, 3)
+    metadata = json.loads((path / "metadata.json").read_text())
+    assert metadata["format"] == form
+    assert sorted(metadata["signatures"]) == ["denoise", "sample_from_noise"]
+
+
+def test_networks_of_half_precision_compute_in_float32(make_model, tmp_path):
+    model = make_model("ddpm", dtype="mixed_bfloat16")
+    export_sampler(model, tmp_path / "model", samplers.DDIM(2), format="litert")
+    metadata = json.loads((tmp_path / "model" / "metadata.json").read_text())
+    assert metadata["dtype_policy"] == "float32"
+    answer = run(
+        tmp_path / "model",
+        "denoise",
+        x=np.ones((1, 8, 8, 3), "float32"),
+        level=np.array([50.0], "float32"),
+        label=np.array([1], "int32"),
+        guidance=np.float32(1.0),
+    )
+    assert answer.dtype == np.float32
+
+
+def test_a_format_whose_writer_is_not_installed_is_refused(models, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        exporter.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else find(name)
+    )
+    with pytest.raises(ModuleNotFoundError, match=r"pip install tf2onnx.*format='onnx'"):
+        export_sampler(models["dit"], tmp_path / "model", format="onnx")
+    assert not (tmp_path / "model").exists()
+
+
+def test_networks_too_large_for_onnx_are_refused(models, tmp_path, monkeypatch):
+    from keras_cdiff.export import formats
+
+    monkeypatch.setattr(formats, "_LARGEST_ONNX", 1000)
+    with pytest.raises(ValueError, match="less than 2 GiB: export a SavedModel"):
+        export_sampler(models["dit"], tmp_path / "model", format="onnx")
+    assert list(tmp_path.iterdir()) == []
