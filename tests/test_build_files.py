@@ -13,7 +13,12 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("keras_cdiff", "apps", "tests", "examples", "benchmarks")
 
 # Imports whose distribution is called otherwise, and the benchmarks' peers, installed by hand.
-DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl_py"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "absl": "absl_py",
+    "grpc": "grpcio",
+    "tensorflow_serving": "tensorflow_serving_api",
+}
 NOT_DECLARED = {"cleanfid", "diffusers", "torch_fidelity"}
 
 

@@ -56,7 +56,7 @@ def _newest_evaluation(workdir: Path, network: keras.Model) -> dict | None:
             continue
         return {
             "metrics": record["metrics"],
-            "iteration": generated["iteration"],
+            "iteration": generated["iteration"] or 0,
             "of": f"{generated['count']} samples ({generated['sampler']}, guidance "
             f"{generated['guidance']:g}) against {reference['count']} images of "
             f"{reference['images']}, features of {extractor['name']}",

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-
-from keras_cdiff import export_sampler, samplers
+import tensorflow as tf
+from PIL import Image
 
 pytestmark = pytest.mark.backend_free
 
@@ -44,20 +45,35 @@ def tensorflow_alone(tmp_path):
     return folder
 
 
-def test_it_needs_tensorflow_alone(make_model, tmp_path, tensorflow_alone):
-    export_sampler(make_model("ddpm"), tmp_path / "model", samplers.DDIM(2))
+def run_there(packages, folder, *command):
+    """What a program prints in a new process that finds only those packages."""
+    process = subprocess.run(
+        [sys.executable, "-S", *command],  # without the site's packages
+        env={"PYTHONPATH": str(packages), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+def test_it_needs_tensorflow_alone(served, tmp_path, tensorflow_alone, card_code):
     absent = "import importlib.util as u; print([n for n in ('keras', 'keras_cdiff', 'numpy') if "
     absent += "u.find_spec(n)])"
-    for command in (["-c", absent], [EXAMPLE, tmp_path / "model", "--seeds", "7", "8"]):
-        process = subprocess.run(
-            [sys.executable, "-S", *command],  # without the site's packages
-            env={"PYTHONPATH": str(tensorflow_alone), "TF_CPP_MIN_LOG_LEVEL": "3"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert process.returncode == 0, process.stderr
-        if command[0] == "-c":
-            assert process.stdout.strip() == "['numpy']"
-    for seed in (7, 8):
-        assert (tmp_path / f"sample_{seed}.png").read_bytes().startswith(b"\x89PNG")
+    assert run_there(tensorflow_alone, tmp_path, "-c", absent) == "['numpy']"
+    program = card_code(served, "assets.extra") + "print(images.dtype, images.shape)"
+    printed = run_there(tensorflow_alone, tmp_path, "-c", program)
+    assert printed == "<dtype: 'uint8'> (4, 8, 8, 3)"
+
+
+def test_a_restart_changes_no_byte(served, tmp_path, tensorflow_alone):
+    seeds = [7, 8, 2**62, 0]
+    sample = tf.saved_model.load(str(served)).signatures["sample"]
+    here = sample(
+        seeds=tf.constant(seeds, tf.int64), label=tf.fill([4], 2), guidance=tf.constant(1.5)
+    )["images"].numpy()
+    options = ("--seeds", *map(str, seeds), "--label=2", "--guidance=1.5")
+    run_there(tensorflow_alone, tmp_path, EXAMPLE, served, *options)
+    for seed, image in zip(seeds, here, strict=True):
+        np.testing.assert_array_equal(Image.open(tmp_path / f"sample_{seed}.png"), image)
