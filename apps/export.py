@@ -43,9 +43,9 @@ flags.register_multi_flags_validator(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    given = [f"--{name}" for name in ("seed", "batch_size") if FLAGS[name].present]
-    if given:
-        sys.exit(f"error: {' and '.join(given)} are for whoever calls the exported model.")
+    for name in ("seed", "batch_size"):
+        if FLAGS[name].present:
+            sys.exit(f"error: --{name} is up to those who call the exported model: leave it out.")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # weights files are the same for all backends
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from keras_cdiff import export, training
@@ -54,20 +54,24 @@ def main(argv: list[str]) -> None:
         model, config = sampling_flags.load_model()
         options = sampling_flags.sampling_options()
         use_ema = options.pop("use_ema")
-        average = model.ema_backbone if use_ema else None
-        network = model.backbone if average is None else average
         for name in ("seed", "batch_size"):
             options.pop(name)
-        settings = training.sampling(model, config, 1, **options)
+        settings = training.sampling_settings(model, config, 1, **options)
+        licence = FLAGS.data_licence
+        if FLAGS.workdir:
+            description = export.describe_run(model, config, FLAGS.workdir, use_ema, licence)
+        else:
+            use_ema = False  # the file is what it is
+            description = export.describe_weights(config, FLAGS.weights, licence)
         export.export_sampler(
             model,
             FLAGS.output,
             settings["sampler"],
             guidance=settings["guidance"],
             use_ema=use_ema,
-            jit_compile=FLAGS.jit_compile,
             format=FLAGS.format,
-            description=export.describe_run(config, network, FLAGS.workdir, FLAGS.data_licence),
+            jit_compile=FLAGS.jit_compile,
+            description=description,
         )
         print(f"wrote {FLAGS.output}")
     except (ImportError, OSError, ValueError) as error:

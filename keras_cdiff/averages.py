@@ -50,6 +50,12 @@ class Averages:
             return []
         return list(zip(decays, (self.ema_backbone, *self.further_averages), strict=True))
 
+    def network(self, use_ema: bool) -> keras.Model:
+        """Returns the network that answers: the first average, if it is asked for and there is one,
+        else the backbone.
+        """
+        return self.ema_backbone if use_ema and self.ema_backbone is not None else self.backbone
+
     def update_averages(self, batch_size: Tensor | int, before: Tensor, after: Tensor) -> None:
         """Counts the step and, if it moved the weights, moves the averages towards them.
 

@@ -1,8 +1,10 @@
 """What is written to disk: files that are there whole or not at all, logs, and strict JSON."""
 
+import contextlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,30 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
         temporary.unlink(missing_ok=True)
     if hasattr(os, "O_DIRECTORY"):  # the name, too; Windows cannot open a folder
         _flush(path.parent)
+
+
+def write_whole_folder(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Has `write` make a folder beside `path` and renames it, so that `path` is never half written.
+
+    Args:
+        path: the folder, missing or empty; those above it are made, and removed again if `write`
+            fails.
+        write: takes the temporary path, at which there is nothing.
+    """
+    path = Path(path).resolve()
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="writing-", dir=path.parent) as scratch:
+            write(Path(scratch) / path.name)
+            if path.exists():
+                path.rmdir()  # Windows renames nothing onto a folder
+            os.replace(Path(scratch) / path.name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # someone else may use them by now
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def append_record(path: str | os.PathLike, record: dict) -> None:

@@ -41,3 +41,24 @@ def test_records_are_appended_as_lines(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         append_record(path, {"loss": float("nan")})
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    def write(path):
+        assert not path.exists()
+        path.mkdir()
+        (path / "file").write_text("whole")
+
+    def fail(path):
+        write(path)
+        raise OSError("disk full")
+
+    for path in (tmp_path / "new" / "folder", tmp_path / "empty"):
+        if path.name == "empty":
+            path.mkdir()
+        with pytest.raises(OSError, match="disk full"):
+            files.write_whole_folder(path, fail)
+        assert path.parent == tmp_path or not path.parent.exists()
+        files.write_whole_folder(path, write)
+        assert (path / "file").read_text() == "whole"
+        assert not list(path.parent.glob("writing-*"))

@@ -235,10 +235,10 @@ class GeneratedImages(ImageSet):
     def _weights_digest(self) -> str:
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()  # within fit() on JAX the weights are not on the model
-        return weights_digest(self.model.ema_backbone if self.use_ema else self.model.backbone)
+        return weights_digest(self.model.network(self.use_ema))
 
     def digest(self) -> str:
-        network = self.model.ema_backbone if self.use_ema else self.model.backbone
+        network = self.model.network(self.use_ema)
         unnamed = {k: v for k, v in network.get_config().items() if k not in ("name", "trainable")}
         config = {
             "network": unnamed,

@@ -1,33 +1,72 @@
 """A model and what is asked for as neutral files, from which a process with TensorFlow exports."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.samplers import Guidance, Sampler
 
 
-def write_bundle(model: DiffusionModel, request: dict, folder: Path) -> None:
-    """Writes the configuration of a model, the weights that are exported, and the request."""
-    network = model.ema_backbone if request["weights"] == "average" else model.backbone
+def write_bundle(
+    model: DiffusionModel, sampler: Sampler, guidance: Guidance, request: dict, folder: Path
+) -> None:
+    """Writes the parts of an export, and the weights that are exported.
+
+    Args:
+        model: the model; only the network that is exported is taken along.
+        sampler: the sampler.
+        guidance: the guidance.
+        request: what else `export_sampler` was asked for, as plain data.
+        folder: the folder to make.
+
+    Raises:
+        ValueError: if a part is of a class that another process cannot import.
+    """
+    parts = {"model": model, "sampler": sampler, "guidance": guidance}
+    content = {name: keras.saving.serialize_keras_object(part) for name, part in parts.items()}
+    content["model"]["config"]["ema"] = None
+    content["model"].pop("compile_config", None)
+    content |= {"request": request, "modules": sorted(set(_modules(content)))}
     folder.mkdir()
-    network.save_weights(folder / "network.weights.h5")
-    config = keras.saving.serialize_keras_object(model)
-    config["config"]["ema"] = None
-    config.pop("compile_config", None)
-    (folder / "bundle.json").write_text(json.dumps({"model": config, "request": request}))
+    model.network(request["weights"] == "average").save_weights(folder / "network.weights.h5")
+    (folder / "bundle.json").write_text(json.dumps(content))
 
 
-def read_bundle(folder: Path) -> tuple[DiffusionModel, dict]:
-    """Returns the model of a bundle, its network with the weights to export, and the request."""
+def read_bundle(folder: Path) -> tuple[DiffusionModel, Sampler, Guidance, dict]:
+    """Returns what was given to `write_bundle`; the model's network has the weights to export."""
     content = json.loads((folder / "bundle.json").read_text())
-    model = keras.saving.deserialize_keras_object(content["model"])
+    for module in content["modules"]:  # they register their classes
+        importlib.import_module(module)
+    model, sampler, guidance = (
+        keras.saving.deserialize_keras_object(content[name])
+        for name in ("model", "sampler", "guidance")
+    )
     model.backbone.load_weights(folder / "network.weights.h5")
-    return model, content["request"]
+    return model, sampler, guidance, content["request"]
+
+
+def _modules(config: object) -> Iterator[str]:
+    """The modules of all classes in a configuration that are neither Keras' nor ours."""
+    if isinstance(config, dict) and "class_name" in config and "module" in config:
+        module = config["module"]
+        if module in (None, "__main__"):  # Keras' word for the program itself is None
+            raise ValueError(
+                "The process that exports with TensorFlow must import each class: move this one "
+                f"from the program into a module. Received: {config['class_name']}"
+            )
+        if module.split(".")[0] not in ("builtins", "keras", "keras_cdiff"):
+            yield module
+    values = config.values() if isinstance(config, dict) else config
+    if isinstance(config, dict | list | tuple):
+        for value in values:
+            yield from _modules(value)
 
 
 def export_bundle(folder: Path, path: Path) -> None:

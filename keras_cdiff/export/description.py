@@ -4,25 +4,27 @@ import json
 import os
 from pathlib import Path
 
-import keras
-
+from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation.image_sets import weights_digest
 
 _LICENCES = {"emoji": "Apache-2.0 (Noto Emoji, Copyright Google)"}
 
 
 def describe_run(
+    model: DiffusionModel,
     config: dict,
-    network: keras.Model,
-    workdir: str | os.PathLike | None = None,
+    workdir: str | os.PathLike,
+    use_ema: bool = True,
     licence: str | None = None,
 ) -> dict:
     """Returns preset, data, licence, curriculum, backend and metrics of a run, as plain data.
 
     Args:
+        model: the trained model.
         config: the run's configuration.
-        network: the network that is exported.
-        workdir: the run's folder, for the newest evaluation of that network in it; None for none.
+        workdir: the run's folder; the newest evaluation of the weights exported is looked for in
+            its folder `evaluation`, where apps/evaluate.py writes.
+        use_ema: whether the averaged weights are exported.
         licence: the licence of the data; None for that of the embedded data, or unknown.
     """
     staging = config["curriculum"]
@@ -31,22 +33,31 @@ def describe_run(
         count = len(staging["edges"]) - 1
         curriculum = f"{staging['kind']}, {count} {staging['clusters']} clusters"
         curriculum += f", patience {staging['patience']}"
+    digest = weights_digest(model.network(use_ema))
     return {
         "preset": config["preset"],
         "data": config["data"],
         "licence": licence or _LICENCES.get(config["data"]),
         "curriculum": curriculum,
         "backend": config["backend"],
-        "evaluation": None if workdir is None else _newest_evaluation(Path(workdir), network),
+        "evaluation": _newest_evaluation(Path(workdir) / "evaluation", digest),
     }
 
 
-def _newest_evaluation(workdir: Path, network: keras.Model) -> dict | None:
-    """The newest record of apps/evaluate.py of these very weights: its metrics, and what they
-    depend on.
+def describe_weights(config: dict, weights: str | os.PathLike, licence: str | None = None) -> dict:
+    """Returns what is known of a weights file: the preset it is of, and its name.
+
+    Args:
+        config: the configuration of the preset.
+        weights: the file.
+        licence: the licence of the data; None for unknown.
     """
-    digest = weights_digest(network)
-    for path in sorted((workdir / "evaluation").glob("evaluation-*.json"), reverse=True):
+    return {"preset": config["preset"], "licence": licence, "weights_file": Path(weights).name}
+
+
+def _newest_evaluation(folder: Path, digest: str) -> dict | None:
+    """The newest record of these very weights: its metrics, and what they depend on."""
+    for path in sorted(folder.glob("evaluation-*.json"), reverse=True):
         record = json.loads(path.read_text())
         extractor, generated, reference = (
             record[name] for name in ("extractor", "generated", "reference")
@@ -54,11 +65,14 @@ def _newest_evaluation(workdir: Path, network: keras.Model) -> dict | None:
         # Of images from elsewhere no weights are known.
         if not generated.get("weights") or not digest.startswith(generated["weights"]):
             continue
+        guidance = f"guidance {generated['guidance']:g}"
+        if generated["guidance_interval"] is not None:
+            guidance += f" in {generated['guidance_interval']}"
         return {
             "metrics": record["metrics"],
             "iteration": generated["iteration"] or 0,
-            "of": f"{generated['count']} samples ({generated['sampler']}, guidance "
-            f"{generated['guidance']:g}) against {reference['count']} images of "
-            f"{reference['images']}, features of {extractor['name']}",
+            "of": f"{generated['count']} samples ({generated['sampler']}, {guidance}) against "
+            f"{reference['count'] or 'an unknown number of'} images of {reference['images']}, "
+            f"features of {extractor['name']}",
         }
     return None

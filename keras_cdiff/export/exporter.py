@@ -2,19 +2,17 @@
 
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
 
 import keras
 
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.export.bundle import export_bundle, write_bundle
+from keras_cdiff.export.formats import FORMATS
+from keras_cdiff.files import write_whole_folder
 from keras_cdiff.samplers import Guidance, Sampler, default_sampler
 from keras_cdiff.samplers.sample import check_options
 from keras_cdiff.training.building import build_sampler, in_pixels
-
-# What writes each format.
-_WRITERS = {"saved_model": "tensorflow", "onnx": "tf2onnx", "litert": "tensorflow"}
 
 
 def export_sampler(
@@ -29,14 +27,19 @@ def export_sampler(
     jit_compile: bool = False,
     description: dict | None = None,
 ) -> None:
-    """Writes a folder with a model that samples: whole tasks, `sample`, `sample_from_noise` and
-    `denoise`.
+    """Writes a folder with a model that samples: a TensorFlow SavedModel, or another format.
 
-    A SavedModel needs nothing but TensorFlow. `SamplingGraph.inputs` says what goes in and out;
-    bad requests are refused with a message. Beside the graphs lie assets.extra/model_card.md and
-    assets.extra/metadata.json. ONNX and LiteRT hold the last two tasks, check no requests, compute
-    in float32, and have those two files beside them. Whatever the backend here, TensorFlow writes:
-    on JAX and PyTorch in a process of its own.
+    Its signatures are whole tasks, for any batch size B:
+
+        sample: seeds int64 (B,) -> images uint8 (B, H, W, C)
+        sample_from_noise: noise float32 (B, H, W, C), or (B, n + 1, H, W, C) if each of n steps
+            adds noise -> images float32 (B, H, W, C), not clipped
+        denoise: x float32 (B, H, W, C), level float32 (B,) -> clean float32 (B, H, W, C)
+
+    each with label int32 (B,) and guidance float32 () too, if the model has classes. A SavedModel
+    needs nothing but TensorFlow and refuses bad requests with a message. ONNX and LiteRT hold the
+    last two tasks, check no requests, and compute in float32. A model card and metadata lie in the
+    folder. Whatever the backend here, TensorFlow writes: on JAX and PyTorch in another process.
 
     Args:
         model: the trained model.
@@ -47,76 +50,18 @@ def export_sampler(
             and channels that are guided.
         use_ema: whether the averaged weights are exported, if the model keeps an average.
         format: "saved_model", "onnx" (needs tf2onnx) or "litert".
-        jit_compile: whether XLA compiles a SavedModel's network, once for each batch size: faster
-            for transformers, but not every server has it.
-        description: what `describe_run` returns, for the model card; None for nothing.
+        jit_compile: whether XLA compiles a SavedModel's network, once for each number of rows that
+            it is asked for: faster for transformers, but not every server has it.
+        description: what `describe_run` or `describe_weights` returns, for the model card.
 
     Raises:
         ValueError: if an argument does not fit the model, or there is something at `path`.
         ModuleNotFoundError: if what writes the format is not installed.
         RuntimeError: if the process with TensorFlow fails.
     """
-    path = Path(path)
-    _check(model, path, format, jit_compile)
-    request = _request(
-        model,
-        _sampler(model, sampler, num_steps),
-        Guidance.of(guidance),
-        weights="average" if use_ema and model.ema_backbone is not None else "raw",
-        format=format,
-        jit_compile=bool(jit_compile),
-        description=description or {},
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: written beside it, then renamed.
-    with tempfile.TemporaryDirectory(prefix="writing-", dir=path.parent) as scratch:
-        target = Path(scratch) / "export"
-        if keras.backend.backend() == "tensorflow":
-            from keras_cdiff.export.writer import write_export
-
-            write_export(model, request, target)
-        else:
-            bundle = Path(scratch) / "bundle"
-            write_bundle(model, request, bundle)
-            export_bundle(bundle, target)
-        if path.exists():
-            path.rmdir()
-        os.replace(target, path)
-
-
-def _check(model: DiffusionModel, path: Path, format: str, jit_compile: bool) -> None:
-    if format not in _WRITERS:
-        raise ValueError(
-            f"`format` must be one of {', '.join(_WRITERS)}. Received: format={format!r}"
-        )
-    for package in ("tensorflow", _WRITERS[format]):
-        if importlib.util.find_spec(package) is None:
-            raise ModuleNotFoundError(
-                f"{package} writes this format and is not installed: pip install {package}, beside "
-                f"the packages that are there. Received: format={format!r}"
-            )
-    if jit_compile and format != "saved_model":
-        raise ValueError(
-            "XLA compiles the network of a SavedModel alone: leave `jit_compile` out. "
-            f"Received: jit_compile={jit_compile}, format={format!r}"
-        )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(
-            "The export must go to a new or an empty folder: choose another, or remove this one. "
-            f"Received: path={str(path)!r}"
-        )
-    channels = model.image_shape[-1]
-    if not in_pixels(channels):
-        raise ValueError(
-            "Samples of this model are latents, and a decoder is exported with latent support, "
-            f"which is to come. Received: a model of {channels} channels"
-        )
-
-
-def _request(
-    model: DiffusionModel, sampler: Sampler, guidance: Guidance, **options: object
-) -> dict:
-    """Returns what is asked for as plain data, checked against the model."""
+    _check_path(Path(path))
+    _check_format(model, format, jit_compile)
+    sampler, guidance = _sampler(model, sampler, num_steps), Guidance.of(guidance)
     # Requests bring a scale of their own, where the model can be guided at all.
     asked = guidance
     if model.null_label is not None:
@@ -124,13 +69,67 @@ def _request(
     check_options(model, sampler, asked, label=model.num_classes > 0, context=False)
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
-    return {
-        "sampler": keras.saving.serialize_keras_object(sampler),
-        "guidance": keras.saving.serialize_keras_object(guidance),
+    averages = model.averages() if use_ema else []
+    request = {
+        "format": format,
+        "weights": "average" if averages else "raw",
+        "ema": keras.saving.serialize_keras_object(averages[0][0]) if averages else None,
+        "jit_compile": bool(jit_compile),
         "exported_from": keras.backend.backend(),
         "iterations": int(keras.ops.convert_to_numpy(model.iteration)),
-        **options,
+        "description": description or {},
     }
+
+    def write(folder: Path) -> None:
+        if keras.backend.backend() == "tensorflow":
+            from keras_cdiff.export.writer import write_export
+
+            write_export(model, sampler, guidance, request, folder)
+        else:
+            bundle = folder.with_name("bundle")
+            write_bundle(model, sampler, guidance, request, bundle)
+            export_bundle(bundle, folder)
+
+    write_whole_folder(path, write)
+
+
+def _check_path(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            "The export must go to a new or an empty folder: choose another, or remove this one. "
+            f"Received: path={str(path)!r}"
+        )
+
+
+def _check_format(model: DiffusionModel, format: str, jit_compile: bool) -> None:
+    if format not in FORMATS:
+        raise ValueError(
+            f"`format` must be one of {', '.join(FORMATS)}. Received: format={format!r}"
+        )
+    for package in FORMATS[format].written_by:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"{package} writes this format and is not installed: pip install {package}. "
+                f"Received: format={format!r}"
+            )
+    if jit_compile and format != "saved_model":
+        raise ValueError(
+            "XLA compiles the network of a SavedModel alone: leave `jit_compile` out. "
+            f"Received: jit_compile={jit_compile}, format={format!r}"
+        )
+    size = 4 * model.backbone.count_params()
+    if size >= FORMATS[format].limit:
+        raise ValueError(
+            "A network in this format must have less than "
+            f"{FORMATS[format].limit / 2**30:g} GiB: export a SavedModel. "
+            f"Received: format={format!r}, for a network of {size / 2**30:.1f} GiB"
+        )
+    channels = model.image_shape[-1]
+    if not in_pixels(channels):
+        raise ValueError(
+            "Samples of this model are latents, and a decoder is exported with latent support, "
+            f"which is to come. Received: a model of {channels} channels"
+        )
 
 
 def _sampler(
@@ -141,4 +140,10 @@ def _sampler(
     sampler = sampler or default_sampler(model)
     if num_steps is None:
         return sampler
-    return type(sampler).from_config({**sampler.get_config(), "num_steps": num_steps})
+    config = sampler.get_config()
+    if "num_steps" not in config or not isinstance(config.get("spacing"), str | None):
+        raise ValueError(
+            "The steps of this sampler are its own, such as levels that were given as `spacing`: "
+            f"leave `num_steps` out. Received: num_steps={num_steps}, sampler={sampler!r}"
+        )
+    return type(sampler).from_config({**config, "num_steps": num_steps})

@@ -4,38 +4,30 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import tensorflow as tf
-
-from keras_cdiff.export.sampling_graph import SamplingGraph
+if typing.TYPE_CHECKING:  # the process that asks for an export may not load TensorFlow
+    from keras_cdiff.export.sampling_graph import SamplingGraph
 
 # Random numbers differ between runtimes: seeds are for SavedModels alone.
 _FROM_NOISE = ("sample_from_noise", "denoise")
 _ALL = ("sample", *_FROM_NOISE)
-_LARGEST_ONNX = 2**31  # bytes of a protocol buffer
 
 
-def write_saved_model(graph: SamplingGraph, path: Path) -> None:
+def write_saved_model(graph: "SamplingGraph", path: Path) -> None:
     """Writes a SavedModel with a signature for each task."""
+    import tensorflow as tf
+
     tf.saved_model.save(graph, str(path), signatures=graph.signatures(_ALL))
 
 
-def write_onnx(graph: SamplingGraph, path: Path) -> None:
-    """Writes a file for each task, since an ONNX graph has one entry.
-
-    Raises:
-        ValueError: if the network is too large for one.
-    """
+def write_onnx(graph: "SamplingGraph", path: Path) -> None:
+    """Writes a file for each task, since an ONNX graph has one entry."""
+    import tensorflow as tf
     import tf2onnx
 
-    size = sum(weight.shape.num_elements() * weight.dtype.size for weight in graph.weights)
-    if size >= _LARGEST_ONNX:
-        raise ValueError(
-            "An ONNX file holds less than 2 GiB: export a SavedModel. "
-            f"Received: a network of {size / 2**30:.1f} GiB"
-        )
     path.mkdir()
     for name in _FROM_NOISE:
         specs = list(graph.inputs()[name].values())
@@ -46,8 +38,10 @@ def write_onnx(graph: SamplingGraph, path: Path) -> None:
             )
 
 
-def write_litert(graph: SamplingGraph, path: Path) -> None:
+def write_litert(graph: "SamplingGraph", path: Path) -> None:
     """Writes one file with a signature for each task."""
+    import tensorflow as tf
+
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         tf.saved_model.save(graph, folder, signatures=graph.signatures(_FROM_NOISE))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=_FROM_NOISE)
@@ -73,23 +67,28 @@ class Format:
 
     Attributes:
         write: makes the folder.
+        written_by: the packages that write it, which must be installed.
         signatures: the tasks in it.
         extra: where in the folder the model card and the metadata lie.
-        inline: whether the graphs' calls of the network must be inlined.
+        plain: see `SamplingGraph`.
         dtype: the network's dtype policy; None for the model's own.
-        written_by: the packages whose versions matter.
+        limit: bytes that the network's weights may have.
     """
 
-    write: Callable[[SamplingGraph, Path], None]
+    write: Callable[["SamplingGraph", Path], None]
+    written_by: tuple[str, ...] = ("tensorflow",)
     signatures: tuple[str, ...] = _FROM_NOISE
     extra: str = "."
-    inline: bool = True
+    plain: bool = True
     dtype: str | None = "float32"
-    written_by: tuple[str, ...] = ("keras", "tensorflow")
+    limit: float = float("inf")
 
 
 FORMATS = {
-    "saved_model": Format(write_saved_model, _ALL, "assets.extra", inline=False, dtype=None),
-    "onnx": Format(write_onnx, written_by=("keras", "tensorflow", "tf2onnx", "onnx")),
+    "saved_model": Format(
+        write_saved_model, signatures=_ALL, extra="assets.extra", plain=False, dtype=None
+    ),
+    # A file is one protocol buffer.
+    "onnx": Format(write_onnx, written_by=("tensorflow", "tf2onnx"), limit=2**31),
     "litert": Format(write_litert),
 }

@@ -15,13 +15,13 @@ def model_card(metadata: dict) -> str:
         "Data": description.get("data"),
         "Licence of the data": description.get("licence") or "not stated",
         "Curriculum": description.get("curriculum"),
-        "Training steps": f"{metadata['iterations']:,}",
-        "Weights": f"{metadata['weights']}, {metadata['parameters']:,} numbers",
-        "Sampler": f"{sampler['class_name']}, {_number_of_steps(metadata)} steps",
+        "Training steps": f"{metadata['iterations']:,}" if metadata["iterations"] else None,
+        "Weights": f"{_weights(metadata)}, {metadata['parameters']:,} numbers",
+        "Sampler": f"{sampler['class_name']}, {metadata['num_steps']} steps",
         "Images": f"{height} x {width} x {channels}",
         "Classes": "none" if classes == 0 else _classes(classes, null),
         "Guidance, recommended": None if null is None else metadata["guidance"]["config"]["scale"],
-        "Backend of training": description.get("backend") or metadata["exported_from"],
+        "Backend of training": description.get("backend"),
     }
     lines = ["# A diffusion model that samples", ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if value is not None]
@@ -30,9 +30,14 @@ def model_card(metadata: dict) -> str:
     return "\n".join([*lines, "metadata.json describes each signature.", ""])
 
 
-def _number_of_steps(metadata: dict) -> int:
-    counts = metadata["sampler"]["config"]["num_steps"]
-    return sum(counts) if isinstance(counts, list) else counts
+def _weights(metadata: dict) -> str:
+    if "weights_file" in metadata["description"]:
+        return f"those of {metadata['description']['weights_file']}"
+    if metadata["ema"] is None:
+        return metadata["weights"]
+    ema = metadata["ema"]
+    arguments = ", ".join(f"{name}={value}" for name, value in ema["config"].items())
+    return f"{metadata['weights']} by {ema['class_name']}({arguments})"
 
 
 def _classes(classes: int, null: int | None) -> str:
@@ -45,7 +50,11 @@ def _metrics(evaluation: dict | None) -> list[str]:
     if not evaluation:
         return ["Not evaluated."]
     lines = [f"Of {evaluation['of']}, after {evaluation['iteration']} training steps:", ""]
-    return lines + [f"- {name}: {value:.6g}" for name, value in evaluation["metrics"].items()]
+    # Numbers that are not finite are words, or null.
+    return lines + [
+        f"- {name}: {value:.6g}" if isinstance(value, float) else f"- {name}: {value}"
+        for name, value in evaluation["metrics"].items()
+    ]
 
 
 def _scale(metadata: dict) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.export.request_checks import checked, finite, ranges
 from keras_cdiff.samplers import Guidance, Sampler
 
 
@@ -19,9 +20,9 @@ class SamplingGraph(tf.Module):
         network: the network that answers: the model's own, or an average of it.
         sampler: how noise becomes images.
         guidance: levels and channels that are guided; its scale is an input of the graphs.
-        network_call: how the graphs call the network. "function": wherever they ask, the same
-            function, since inlined a network of many layers takes TensorFlow several times as long
-            to optimise and to start; "inline", for converters that know no functions; "xla".
+        plain: whether the graphs hold nothing but arithmetic and loops, for converters: no checks
+            of requests, and no calls of functions.
+        jit_compile: whether XLA compiles the network.
     """
 
     def __init__(
@@ -30,12 +31,14 @@ class SamplingGraph(tf.Module):
         network: keras.Model,
         sampler: Sampler,
         guidance: Guidance,
-        network_call: str,
+        plain: bool = False,
+        jit_compile: bool = False,
     ):
         super().__init__(name="sampling")
         self.weights = [weight.value for weight in network.weights]
         # In a namespace, so that nothing is saved but weights and tasks.
         self._parts = types.SimpleNamespace(model=model, sampler=sampler, guidance=guidance)
+        self._plain = plain
         table = sampler.table(model.schedule)
         self._columns = sorted(table)
         self._table = np.stack([table[name] for name in self._columns], axis=1).astype("float32")
@@ -45,12 +48,15 @@ class SamplingGraph(tf.Module):
             return model.ask(network, x, level, {"label": label}, training=False)
 
         inputs = self.inputs()["denoise"]
+        # One function, called wherever the graphs ask: inlined, a network of many layers takes
+        # TensorFlow several times as long to optimise and to start.
+        attributes = None if plain or jit_compile else {"_noinline": True}
         self._parts.ask = tf.function(
             ask,
             input_signature=[inputs[name] for name in ("x", "level", "label") if name in inputs],
             autograph=False,
-            jit_compile=True if network_call == "xla" else None,
-            experimental_attributes={"_noinline": True} if network_call == "function" else None,
+            jit_compile=jit_compile or None,
+            experimental_attributes=attributes,
         )
 
     def inputs(self) -> dict[str, dict[str, tf.TensorSpec]]:
@@ -109,10 +115,7 @@ class SamplingGraph(tf.Module):
         guidance: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """Draws images, each by its seed."""
-        checks = [
-            tf.debugging.assert_non_negative(seeds, "seeds must be integers >= 0"),
-            *self._checks(tf.shape(seeds)[0], label, guidance),
-        ]
+        seeds, label, guidance = self._checked("sample", seeds, label=label, guidance=guidance)
         shape = self._parts.model.image_shape
 
         def draw(number: tf.Tensor | int) -> tf.Tensor:
@@ -123,9 +126,7 @@ class SamplingGraph(tf.Module):
 
             return tf.map_fn(one, seeds, fn_output_signature=tf.float32)
 
-        with tf.control_dependencies(checks):
-            x = self._trajectory(draw, label, guidance)
-        return {"images": self._pixels(x)}
+        return {"images": self._pixels(self._trajectory(draw, label, guidance))}
 
     def sample_from_noise(
         self,
@@ -134,18 +135,14 @@ class SamplingGraph(tf.Module):
         guidance: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """Makes images of the noise given."""
-        checks = [
-            tf.debugging.Assert(
-                tf.reduce_all(tf.math.is_finite(noise)), ["noise must hold finite numbers"]
-            ),
-            *self._checks(tf.shape(noise)[0], label, guidance),
-        ]
+        noise, label, guidance = self._checked(
+            "sample_from_noise", noise, label=label, guidance=guidance
+        )
 
         def draw(number: tf.Tensor | int) -> tf.Tensor:
             return noise[:, number] if self._parts.sampler.needs_noise else noise
 
-        with tf.control_dependencies(checks):
-            return {"images": _finite(self._trajectory(draw, label, guidance))}
+        return {"images": self._finite(self._trajectory(draw, label, guidance))}
 
     def denoise(
         self,
@@ -155,23 +152,23 @@ class SamplingGraph(tf.Module):
         guidance: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """Estimates the clean images."""
-        low, high = self._parts.model.schedule.domain
-        checks = [
-            tf.debugging.Assert(
-                tf.reduce_all(tf.math.is_finite(x)), ["x must hold finite numbers"]
-            ),
-            tf.debugging.Assert(
-                tf.reduce_all((level >= low) & (level <= high)),
-                [f"level must lie in [{low:g}, {high:g}]. Received:", level],
-            ),
-            tf.debugging.assert_equal(
-                tf.shape(level)[0], tf.shape(x)[0], "level must have one entry an image"
-            ),
-            *self._checks(tf.shape(x)[0], label, guidance),
-        ]
-        with tf.control_dependencies(checks):
-            estimate = self._estimate(tf.identity(x), level, label, guidance)
-        return {"clean": _finite(estimate["clean"])}
+        x, level, label, guidance = self._checked(
+            "denoise", x, level, label=label, guidance=guidance
+        )
+        return {"clean": self._finite(self._estimate(x, level, label, guidance)["clean"])}
+
+    def _checked(
+        self, task: str, *inputs: tf.Tensor, **condition: tf.Tensor | None
+    ) -> list[tf.Tensor | None]:
+        """The inputs of a task, of which nothing is made before the checks are done."""
+        specs = list(self.inputs()[task].values())
+        given = [*inputs, *(value for value in condition.values() if value is not None)]
+        if not self._plain:
+            given = checked(specs, given, ranges(self._parts.model))
+        return given + [None] * (len(inputs) + len(condition) - len(given))
+
+    def _finite(self, answer: tf.Tensor) -> tf.Tensor:
+        return answer if self._plain else finite(answer)
 
     def _trajectory(
         self, draw: Callable, label: tf.Tensor | None, guidance: tf.Tensor | None
@@ -228,47 +225,5 @@ class SamplingGraph(tf.Module):
 
     def _pixels(self, x: tf.Tensor) -> tf.Tensor:
         """Samples in the model's units as grey levels; where a decoder of latents will come in."""
-        grey = tf.round((_finite(x) + 1.0) * 127.5)
+        grey = tf.round((self._finite(x) + 1.0) * 127.5)
         return tf.cast(tf.clip_by_value(grey, 0.0, 255.0), tf.uint8)
-
-    def _checks(
-        self, count: tf.Tensor, label: tf.Tensor | None, guidance: tf.Tensor | None
-    ) -> list:
-        checks = [tf.debugging.assert_positive(count, "at least one sample must be asked for")]
-        if label is None:
-            return checks
-        classes, null = self._parts.model.num_classes, self._parts.model.null_label
-        highest = classes - 1 if null is None else null
-        explained = "" if null is None else f" ({null} is the null label)"
-        checks += [
-            tf.debugging.assert_equal(
-                tf.shape(label)[0], count, "label must have one entry a sample"
-            ),
-            tf.debugging.Assert(
-                tf.reduce_all((label >= 0) & (label <= highest)),
-                [f"label must lie in 0..{highest}{explained}. Received:", label],
-            ),
-        ]
-        if null is None:
-            checks.append(
-                tf.debugging.Assert(
-                    tf.equal(guidance, 1.0),
-                    [
-                        "guidance must be 1, none, for this model, which was trained without the "
-                        "null label. Received:",
-                        guidance,
-                    ],
-                )
-            )
-        else:
-            checks.append(
-                tf.debugging.Assert(
-                    (guidance >= 0.0) & tf.math.is_finite(guidance),
-                    ["guidance must be a finite number >= 0 (1 is none). Received:", guidance],
-                )
-            )
-        return checks
-
-
-def _finite(x: tf.Tensor) -> tf.Tensor:
-    return tf.debugging.assert_all_finite(x, "the model's answer is not finite numbers")

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import math
 import platform
 from pathlib import Path
 
@@ -13,53 +12,56 @@ from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation.image_sets import weights_digest
 from keras_cdiff.export.formats import FORMATS
 from keras_cdiff.export.model_card import model_card
+from keras_cdiff.export.request_checks import ranges
 from keras_cdiff.export.sampling_graph import SamplingGraph
 from keras_cdiff.files import strict_json
+from keras_cdiff.samplers import Guidance, Sampler
 from keras_cdiff.version import __version__
 
 
-def write_export(model: DiffusionModel, request: dict, path: Path) -> None:
+def write_export(
+    model: DiffusionModel, sampler: Sampler, guidance: Guidance, request: dict, path: Path
+) -> None:
     """Makes the folder of an export.
 
     Args:
         model: the model, on the TensorFlow backend.
-        request: what `export_sampler` was asked for, as plain data.
+        sampler: how noise becomes images.
+        guidance: levels and channels that are guided, and the recommended scale.
+        request: what else `export_sampler` was asked for, as plain data.
         path: the folder.
     """
     form = FORMATS[request["format"]]
-    sampler, guidance = (
-        keras.saving.deserialize_keras_object(request[name]) for name in ("sampler", "guidance")
-    )
-    averaged = request["weights"] == "average" and model.ema_backbone is not None
-    network = model.ema_backbone if averaged else model.backbone
+    network = model.network(request["weights"] == "average")
     if form.dtype not in (None, network.dtype_policy.name):
         network = _with_dtype(network, form.dtype)
-    call = "inline" if form.inline else "xla" if request["jit_compile"] else "function"
-    graph = SamplingGraph(model, network, sampler, guidance, call)
+    graph = SamplingGraph(model, network, sampler, guidance, form.plain, request["jit_compile"])
     form.write(graph, path)
 
     metadata = strict_json(
         {
             **request,
-            "signatures": {
-                name: {
-                    "inputs": _plain(graph.inputs()[name]),
-                    "outputs": _plain(graph.outputs()[name]),
-                }
-                for name in form.signatures
+            **{
+                name: keras.saving.serialize_keras_object(part)
+                for name, part in (
+                    ("sampler", sampler),
+                    ("guidance", guidance),
+                    ("schedule", model.schedule),
+                    ("parameterization", model.parameterization),
+                )
             },
-            "value_ranges": _ranges(model),
+            "num_steps": len(sampler.levels(model.schedule)),
+            "signatures": {name: _described(model, graph, name) for name in form.signatures},
             "weights_sha256": weights_digest(network),
             "parameters": network.count_params(),
             "dtype_policy": network.dtype_policy.name,
             "image_shape": model.image_shape,
             "num_classes": model.num_classes,
             "null_label": model.null_label,
-            "schedule": keras.saving.serialize_keras_object(model.schedule),
             "versions": {
                 "python": platform.python_version(),
                 "keras_cdiff": __version__,
-                **{name: importlib.metadata.version(name) for name in form.written_by},
+                **{name: importlib.metadata.version(name) for name in ("keras", *form.written_by)},
             },
         }
     )
@@ -72,29 +74,33 @@ def write_export(model: DiffusionModel, request: dict, path: Path) -> None:
 
 def _with_dtype(network: keras.Model, dtype: str) -> keras.Model:
     """The same network, with the same weights, that computes in another dtype."""
-    copy = type(network).from_config({**network.get_config(), "dtype": dtype})
+    config = network.get_config()
+    if "dtype" not in config:
+        raise ValueError(
+            f"This format holds networks of {dtype}, as which this one cannot be built again: its "
+            f"get_config() gives no dtype. Received: {type(network).__name__} of "
+            f"{network.dtype_policy.name}"
+        )
+    copy = type(network).from_config({**config, "dtype": dtype})
     copy.set_weights(network.get_weights())
     return copy
 
 
-def _plain(specs: dict[str, tf.TensorSpec]) -> dict:
-    """Shapes, null where any size will do, and dtypes."""
+def _described(model: DiffusionModel, graph: SamplingGraph, name: str) -> dict:
+    """Dtypes, shapes and ranges of a signature, null where any size or value will do."""
+    allowed = ranges(model)
+    # What is not clipped has no bounds, though images lie in about [-1, 1].
+    bounds = {"sample": [0, 255]}.get(name, [None, None])
     return {
-        name: {"dtype": spec.dtype.name, "shape": list(spec.shape)} for name, spec in specs.items()
+        "inputs": {
+            key: {**_plain(spec), "range": [allowed[key].low, allowed[key].high]}
+            for key, spec in graph.inputs()[name].items()
+        },
+        "outputs": {
+            key: {**_plain(spec), "range": bounds} for key, spec in graph.outputs()[name].items()
+        },
     }
 
 
-def _ranges(model: DiffusionModel) -> dict:
-    """What values the inputs may have, null for no bound, and those of the outputs."""
-    null, condition = model.null_label, {}
-    if model.num_classes:
-        labels = [0, model.num_classes - 1 if null is None else null]
-        condition = {"label": labels, "guidance": [1, 1] if null is None else [0, None]}
-    return {
-        "seeds": [0, 2**63 - 1],
-        "level": [level if math.isfinite(level) else None for level in model.schedule.domain],
-        **condition,
-        "sample/images": [0, 255],
-        "sample_from_noise/images": [-1, 1],
-        "denoise/clean": [-1, 1],
-    }
+def _plain(spec: tf.TensorSpec) -> dict:
+    return {"dtype": spec.dtype.name, "shape": list(spec.shape)}

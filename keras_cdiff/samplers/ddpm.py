@@ -57,6 +57,13 @@ class DDPM(Sampler):
     def needs_noise(self) -> bool:
         return True
 
+    def check(self, learned_variance: bool) -> None:
+        if self.variance == "learned" and not learned_variance:
+            raise ValueError(
+                "The model predicts no variance: build it with learned variances, or sample with "
+                'variance="small" or "large". Received: variance="learned"'
+            )
+
     def coefficients(
         self, alpha: np.ndarray, sigma: np.ndarray, next_alpha: np.ndarray, next_sigma: np.ndarray
     ) -> dict[str, np.ndarray]:
@@ -89,14 +96,10 @@ class DDPM(Sampler):
         return mean + row["noise_weight"] * deviation * noise, clean
 
     def _log_variance(self, learned: object, row: dict[str, object]) -> object:
+        self.check(learned is not None)
         kind = self.variance or ("small" if learned is None else "learned")
         if kind != "learned":
             return ops.cast(row[f"log_{kind}"], "float32")
-        if learned is None:
-            raise ValueError(
-                "The model predicts no variance: build it with learned variances, or sample with "
-                'variance="small" or "large". Received: variance="learned"'
-            )
         return interpolate_log_variance(learned, row["log_small"], row["log_large"])
 
     def get_config(self) -> dict:

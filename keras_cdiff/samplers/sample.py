@@ -109,6 +109,7 @@ def check_options(
         label: whether labels are given.
         context: whether a context is given.
     """
+    sampler.check(model.parameterization.learned_variance)
     table = sampler.table(model.schedule)
     _check_levels(model, table["level"])
     if guidance.active:

@@ -110,6 +110,13 @@ class Sampler(abc.ABC):
             The images at the next level, and the estimate of the clean image they follow from.
         """
 
+    def check(self, learned_variance: bool) -> None:  # noqa: B027 (most need nothing)
+        """Raises a ValueError if the sampler needs what a model does not predict.
+
+        Args:
+            learned_variance: whether the model predicts a variance.
+        """
+
     def levels(self, schedule: Schedule) -> np.ndarray:
         """Returns the noise levels visited, float64 (n,), descending."""
         return noise_levels(schedule, self.num_steps, self.spacing, self.rho)

@@ -21,7 +21,7 @@ from keras_cdiff.evaluation import (
 )
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.tensorboard import TensorBoardWriter
-from keras_cdiff.training.generation import sampling
+from keras_cdiff.training.generation import sampling_settings
 from keras_cdiff.training.workdir import Workdir
 
 # Images of the training data that samples are compared with while a model trains.
@@ -69,7 +69,7 @@ def evaluate_model(
     if isinstance(reference, SourceImages):
         reference = SourceImages(reference.source, size, channels)
     label = labels_like(model, reference, num_samples, seed)
-    options = sampling(
+    options = sampling_settings(
         model,
         config,
         num_samples,

@@ -99,7 +99,7 @@ def generate(
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output must be a folder. Received: output={str(output)!r}")
-    options = sampling(
+    options = sampling_settings(
         model,
         config,
         num_samples,
@@ -125,7 +125,7 @@ def generate(
     return images
 
 
-def sampling(
+def sampling_settings(
     model: DiffusionModel,
     config: dict,
     num_samples: int,

@@ -48,4 +48,4 @@ def test_a_run_becomes_a_saved_model(workdir, run_app, tmp_path):
 def test_flags_that_mean_nothing_here_are_refused(run_app, tmp_path):
     process = run_app("export", f"--workdir={tmp_path}", f"--output={tmp_path / 'o'}", "--seed=3")
     assert process.returncode == 1
-    assert "--seed are for whoever calls" in process.stderr
+    assert "--seed is up to those who call the exported model" in process.stderr

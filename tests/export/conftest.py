@@ -6,24 +6,34 @@ import keras
 import numpy as np
 import pytest
 
-from keras_cdiff import DiffusionModel, export_sampler, samplers
+from keras_cdiff import DiffusionModel, export_sampler, parameterizations, samplers
 
 
 def randomise(model):
-    """Gives the raw and the averaged network weights of their own that make them answer."""
+    """Gives the raw and the averaged network weights of their own: answers of size one, that depend
+    on the label.
+    """
     generator = np.random.default_rng(0)
     for network in (model.backbone, model.ema_backbone):
         for weight in network.weights:
-            if "kernel" in weight.path or "embeddings" in weight.path:
-                weight.assign(0.1 * generator.normal(size=weight.shape))
+            if "kernel" in weight.path:
+                weight.assign(0.5 * generator.normal(size=weight.shape) / np.sqrt(weight.shape[-2]))
+            elif "embeddings" in weight.path:
+                weight.assign(generator.normal(size=weight.shape))
     model.iteration.assign(12)
     return model
 
 
 @pytest.fixture(scope="package")
 def models(make_model):
-    """By name, a DiT on timesteps and EDM's U-Net of one level, for images of 8 x 8 pixels."""
+    """By name, a DiT on timesteps, one that learns variances, and EDM's U-Net of one level, for
+    images of 8 x 8 pixels.
+    """
     keras.utils.set_random_seed(0)
+    velocity, learned = (
+        parameterizations.Velocity(),
+        parameterizations.Velocity(learned_variance=True),
+    )
     unet = DiffusionModel.from_preset(
         "edm_emoji16",
         image_size=8,
@@ -32,7 +42,12 @@ def models(make_model):
         num_classes=3,
         channel_multipliers=(1,),
     )
-    return {"dit": randomise(make_model("ddpm")), "edm": randomise(unet)}
+    networks = {
+        "dit": make_model("ddpm", parameterization=velocity),
+        "learned": make_model("ddpm", parameterization=learned),
+        "edm": unet,
+    }
+    return {name: randomise(model) for name, model in networks.items()}
 
 
 @pytest.fixture(scope="package")

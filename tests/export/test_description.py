@@ -19,6 +19,8 @@ METADATA = {
     "num_classes": 3,
     "null_label": 3,
     "iterations": 1200,
+    "num_steps": 5,
+    "ema": None,
     "weights": "average",
     "parameters": 10508,
     "exported_from": "torch",
@@ -45,7 +47,7 @@ def test_the_newest_evaluation_of_the_weights_is_told(models, config, extractor_
         )
         results.append(evaluator.evaluate(images, reference))
         results[-1].write(tmp_path / "evaluation")
-    described = export.describe_run(config, model.ema_backbone, tmp_path)
+    described = export.describe_run(model, config, tmp_path)
     assert described["evaluation"]["metrics"] == results[1].metrics
     card = model_card({**METADATA, "description": described}).splitlines()
     for line in (
@@ -66,7 +68,7 @@ def test_the_newest_evaluation_of_the_weights_is_told(models, config, extractor_
 
 
 def test_a_run_that_was_not_evaluated_says_so(models, config, tmp_path):
-    described = export.describe_run(config, models["dit"].ema_backbone, tmp_path, "CC0")
+    described = export.describe_run(models["dit"], config, tmp_path, licence="CC0")
     assert described["evaluation"] is None
     card = model_card({**METADATA, "description": described}).splitlines()
     assert "Not evaluated." in card

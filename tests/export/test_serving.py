@@ -92,7 +92,7 @@ def test_a_bad_rest_request_is_refused_with_the_reason(port, request_):
     with pytest.raises(urllib.error.HTTPError) as caught:
         post(port, request_)
     assert caught.value.code == 400
-    assert "guidance must be a finite number >= 0" in json.load(caught.value)["error"]
+    assert "guidance must be finite and at least 0" in json.load(caught.value)["error"]
 
 
 class Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):

@@ -341,6 +341,21 @@ def test_guidance_needs_a_null_label_that_was_trained(small_model):
     assert np.all(np.isfinite(sample(model, 1, DDIM(2), label=1, **QUIET)))
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, r"never saw in training: give a label in 0\.\.\d+. Received: label=None"),
+        ("null", r"`label` must be an integer, or 2 of them, in 0\.\.\d+. Received"),
+    ],
+)
+def test_a_null_label_that_was_not_trained_is_refused(small_model, label, message):
+    model = small_model()
+    model.backbone.label_dropout = 0.0
+    sample(model, 2, DDIM(2), label=0, **QUIET)
+    with pytest.raises(ValueError, match=message):
+        sample(model, 2, DDIM(2), label=label and model.num_classes, **QUIET)
+
+
 def test_guidance_of_more_channels_than_there_are(small_model):
     guidance = Guidance(2.0, channels=5)
     with pytest.raises(ValueError, match=r"Received: channels=5, for a model of 4 channels"):
