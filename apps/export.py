@@ -15,7 +15,7 @@ import os
 import sys
 
 import sampling_flags
-from absl import app, flags
+from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
@@ -46,6 +46,8 @@ def main(argv: list[str]) -> None:
     for name in ("seed", "batch_size"):
         if FLAGS[name].present:
             sys.exit(f"error: --{name} is up to those who call the exported model: leave it out.")
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # TensorFlow tells of each weight
     os.environ["KERAS_BACKEND"] = "tensorflow"  # weights files are the same for all backends
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from keras_cdiff import export, training

@@ -153,16 +153,26 @@ def work(contender, options):
 
 def start(contender):
     backend = contender if contender in ("jax", "torch") else "tensorflow"
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
     process = subprocess.Popen(
         [sys.executable, __file__, *sys.argv[1:], f"--worker={contender}"],
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": backend},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
-    if process.stdout.readline().strip() != "ready":
-        raise SystemExit(f"{contender} did not start:\n{process.stderr.read()[-2000:]}")
+
+    def answer():
+        line = process.stdout.readline()
+        if not line:
+            errors.seek(0)
+            raise SystemExit(f"{contender} has ended:\n{errors.read()[-2000:]}")
+        return line.strip()
+
+    process.answer = answer
+    if (line := answer()) != "ready":
+        raise SystemExit(f"{contender} said {line!r}")
     return process
 
 
@@ -187,7 +197,7 @@ def main():
             process = processes[name]
             process.stdin.write(f"{batch}\n")
             process.stdin.flush()
-            taken.append(json.loads(process.stdout.readline()))
+            taken.append(json.loads(process.answer()))
     for process in processes.values():
         process.stdin.close()
         process.wait()

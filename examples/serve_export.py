@@ -16,11 +16,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             task = self.server.signatures[request["signature_name"]]
             specs = task.structured_input_signature[1]
-            inputs = {k: tf.constant(v, specs[k].dtype) for k, v in request["inputs"].items()}
+            inputs = {k: tf.constant(v, specs[k].dtype) for k, v in dict(request["inputs"]).items()}
             (output,) = task(**inputs).values()
             status, answer = 200, {"outputs": output.numpy().tolist()}
         except (KeyError, TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-            status, answer = 400, {"error": str(error)}
+            status, answer = 400, {"error": f"{type(error).__name__}: {error}"}
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.end_headers()

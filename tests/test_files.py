@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from keras_cdiff.files import append_record, strict_json, write_whole
+from keras_cdiff.files import append_record, strict_json, write_whole, write_whole_folder
 
 pytestmark = pytest.mark.backend_free
 
@@ -57,8 +57,8 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         if path.name == "empty":
             path.mkdir()
         with pytest.raises(OSError, match="disk full"):
-            files.write_whole_folder(path, fail)
+            write_whole_folder(path, fail)
         assert path.parent == tmp_path or not path.parent.exists()
-        files.write_whole_folder(path, write)
+        write_whole_folder(path, write)
         assert (path / "file").read_text() == "whole"
         assert not list(path.parent.glob("writing-*"))
