@@ -18,6 +18,7 @@ import sampling_flags
 from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
+_OF_CALLERS = ("seed", "batch_size")  # flags of sampling that mean nothing to an export
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
 flags.DEFINE_string("output", None, "Folder to write; it must not exist, or be empty.")
@@ -28,7 +29,9 @@ flags.DEFINE_enum(
     "ONNX and LiteRT make images of noise that is given, not of seeds, and check no requests.",
 )
 flags.DEFINE_bool(
-    "jit_compile", False, "Whether XLA compiles a SavedModel's network, for each batch size."
+    "jit_compile",
+    False,
+    "Whether XLA compiles a SavedModel's network, once for each number of rows it is asked for.",
 )
 flags.DEFINE_string("data_licence", None, "Licence of the training data, for the model card.")
 
@@ -43,7 +46,7 @@ flags.register_multi_flags_validator(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    for name in ("seed", "batch_size"):
+    for name in _OF_CALLERS:
         if FLAGS[name].present:
             sys.exit(f"error: --{name} is up to those who call the exported model: leave it out.")
     if not FLAGS["verbosity"].present:
@@ -56,7 +59,7 @@ def main(argv: list[str]) -> None:
         model, config = sampling_flags.load_model()
         options = sampling_flags.sampling_options()
         use_ema = options.pop("use_ema")
-        for name in ("seed", "batch_size"):
+        for name in _OF_CALLERS:
             options.pop(name)
         settings = training.sampling_settings(model, config, 1, **options)
         licence = FLAGS.data_licence

@@ -38,7 +38,7 @@ def test_import_adds_nothing_to_the_import_of_keras_but_itself():
 
 def test_public_names_are_where_the_documents_say():
     names = {
-        "": "DiffusionModel CurriculumCallback sample",
+        "": "DiffusionModel CurriculumCallback sample export_sampler",
         "schedules": "LinearBeta Cosine EDM RectifiedFlow VP VE",
         "parameterizations": "EDMPreconditioning Epsilon Sample Velocity VPPreconditioning "
         "VEPreconditioning IDDPMPreconditioning",
@@ -52,6 +52,7 @@ def test_public_names_are_where_the_documents_say():
         "samplers": "DDPM DDIM Euler Heun DPMSolver Guidance sample",
         "data": "open_source make_dataset prepare_image to_uint8 image_grid save_image_grid",
         "convert": "dit_from_official edm_from_official",
+        "export": "describe_run describe_weights export_sampler",
         "presets": "preset PRESETS",
         "training": "resolve train load_run load_weights generate EMASnapshots reconstruct_average",
     }

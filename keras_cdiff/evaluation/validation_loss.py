@@ -183,7 +183,7 @@ class SampleLosses(keras.Model):
     def __init__(self, model: keras.Model, use_ema: bool):
         # Noise levels must arrive in float32 under every policy; the network keeps its own.
         super().__init__(dtype="float32", autocast=False)
-        self.network = model.ema_backbone if use_ema else model.backbone
+        self.network = model.network(use_ema)
         self.model = weakref.ref(model)
         self.jit_compile = model.jit_compile
         self.run_eagerly = model.run_eagerly

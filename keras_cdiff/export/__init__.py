@@ -1,4 +1,4 @@
-"""Trained models as TensorFlow SavedModels that sample."""
+"""Trained models as artefacts that sample: TensorFlow SavedModels, ONNX, LiteRT."""
 
 from keras_cdiff.export.description import describe_run, describe_weights
 from keras_cdiff.export.exporter import export_sampler

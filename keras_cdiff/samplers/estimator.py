@@ -19,7 +19,7 @@ class Estimator(keras.Model):
     def __init__(self, model: keras.Model, use_ema: bool, guided: bool, channels: int | None):
         # Noise levels must arrive in float32 under every policy; the network keeps its own.
         super().__init__(dtype="float32", autocast=False)
-        self.network = model.ema_backbone if use_ema else model.backbone
+        self.network = model.network(use_ema)
         self.model = weakref.ref(model)
         self.use_ema, self.guided, self.channels = use_ema, guided, channels
         self.jit_compile = model.jit_compile
