@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.objectives import normal
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 from keras_cdiff.study.marginals import consecutive, log_snr_slopes
 
@@ -18,6 +19,7 @@ def relative_entropy(
     levels: Sequence[float],
     num_draws: int = 256,
     seed: int = 0,
+    per_dimension: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimates the relative entropy of neighbouring marginals, in nats for the whole image.
 
@@ -28,12 +30,12 @@ def relative_entropy(
         continuous schedules:  E[(d log p / d lambda)^2] / 2,   lambda = log SNR
 
     The latter is the rate at which the marginals move: the relative entropy of two that are a small
-    step h of log SNR apart is h^2 times as much. Either, divided by the number of values in an
-    image, is a value per dimension.
+    step h of log SNR apart is h^2 times as much.
 
-    All levels use the same images and noise; each image is drawn as often as any other. What an
-    estimate owes to the length of the noise and of the image has a known mean and is taken out by
-    linear regression. Squared distances are computed in float64 on the host, the sums over the data
+    All levels use the same images and noise. The draws are stratified: each image as often as any
+    other, and a Latin hypercube of noise; standard errors are those of independent draws, too large
+    where there are few dimensions. What an estimate owes to the length of the noise and of the
+    image has a known mean and is taken out by linear regression. Squared distances are computed in float64 on the host, the sums over the data
     set on the backend, in float64 but for JAX, which has float32.
 
     Args:
@@ -43,6 +45,7 @@ def relative_entropy(
         levels: (L,) timesteps in 1..T-1, or levels that hold signal and noise.
         num_draws: M >= 8, Monte Carlo draws.
         seed: of the draws, >= 0.
+        per_dimension: whether to divide by the number of values in an image.
 
     Returns:
         The estimate and its standard error, float64 (L,) each.
@@ -58,7 +61,8 @@ def relative_entropy(
     else:
         results = [_rate(*rows) for rows in _scores(draws, *log_snr_slopes(schedule, levels))]
     estimate, error = np.array(results).reshape(-1, 2).T
-    return estimate, error
+    scale = 1.0 / draws.num_dimensions if per_dimension else 1.0
+    return scale * estimate, scale * error
 
 
 def _divergence(log_ratio: np.ndarray, known: np.ndarray) -> tuple[float, float]:
@@ -94,7 +98,10 @@ class _Draws:
         self.places = rng.permutation(len(images))[even]
         self.own = _flat(images[self.places])
         self.num_dimensions = self.own.shape[1]
-        noise = rng.standard_normal(self.own.shape)
+        # A Latin hypercube: of every value's normal distribution, each M-th is drawn once.
+        strata = np.broadcast_to(np.arange(num_draws)[:, None], self.own.shape)
+        places = rng.permuted(strata, axis=0) + rng.random(self.own.shape)
+        noise = normal.host_quantile(places / num_draws)
         self.image_length = np.sum(np.square(self.own), axis=1)
         self.noise_length = np.sum(np.square(noise), axis=1)
         self.product = np.sum(noise * self.own, axis=1)
@@ -149,34 +156,27 @@ def _log_ratios(
     after: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
     """log p_{t-1}(x) - log p_t(x) at x = alpha_{t-1} x_j + sigma_{t-1} eps, (L, M)."""
-    alpha, sigma = (values[:, None] for values in before)
-    next_alpha, next_sigma = (values[:, None] for values in after)
-    # The exponents of the terms, less that of x_j's own.
-    variance = np.square(next_sigma)
-    change = alpha - next_alpha
-    factors = np.concatenate(
-        [
-            np.concatenate([-0.5 * np.square(alpha / sigma), -alpha / sigma, 0.0 * alpha], axis=1),
-            np.concatenate(
-                [
-                    -0.5 * alpha * next_alpha / variance,
-                    -next_alpha * sigma / variance,
-                    -0.5 * next_alpha * change / variance,
-                ],
-                axis=1,
-            ),
-        ]
+    (alpha, sigma), (next_alpha, next_sigma) = before, after
+    ratio, step = alpha / sigma, (alpha - next_alpha) / next_sigma
+    next_ratio, shrink = next_alpha / next_sigma, sigma / next_sigma
+    # How the exponents change from t-1 to t, by distance, tilt and excess. Taking the change itself
+    # to the sums keeps what differs between two marginals that are almost the same.
+    changes = (
+        0.5 * (np.square(ratio) - alpha * next_alpha / np.square(next_sigma)),
+        ratio - next_ratio * shrink,
+        -0.5 * next_ratio * step,
     )
-    sums = [_LogSumExp() for _ in factors]
+    sums = [_PosteriorMean() for _ in alpha]
     for block in draws.blocks():
-        for total, factor in zip(sums, factors.tolist(), strict=True):
-            total.add(sum(f * values for f, values in zip(factor, block, strict=True)))
-    first, second = np.split(np.stack([total.value() for total in sums]), 2)
+        for total, r, *factors in zip(sums, *(v.tolist() for v in (ratio, *changes)), strict=True):
+            change = sum(f * values for f, values in zip(factors, block, strict=True))
+            total.add_growth(_exponent(r, *block[:2]), change)
+    growth = np.log1p([total.value() for total in sums])
     # x_j's own terms: the noise, and x - alpha_t x_j.
-    distance = np.square(change) * draws.image_length + np.square(sigma) * draws.noise_length
-    distance += 2.0 * change * sigma * draws.product
-    own = draws.num_dimensions * np.log(next_sigma / sigma) - 0.5 * draws.noise_length
-    return own + 0.5 * distance / variance + first - second
+    shrink, step = shrink[:, None], step[:, None]
+    own = 0.5 * (np.square(shrink) - 1.0) * draws.noise_length + step * shrink * draws.product
+    own += 0.5 * np.square(step) * draws.image_length - draws.num_dimensions * np.log(shrink)
+    return own - growth
 
 
 def _scores(
@@ -189,17 +189,16 @@ def _scores(
     """d log p(x) / d log SNR at x = alpha x_j + sigma eps for each level: (M,), the same if there
     were no image but x_j, and the mean square of that.
     """
-    sums = [_LogSumExp(weighted=True) for _ in alpha]
+    sums = [_PosteriorMean() for _ in alpha]
     for distance, tilt, excess in draws.blocks():
         for total, a, s, a_slope, s_slope in zip(
             sums, *(v.tolist() for v in (alpha, sigma, alpha_slope, sigma_slope)), strict=True
         ):
-            exponent = -0.5 * (a / s) ** 2 * distance - a / s * tilt
             # |x - alpha x_i|^2 and x_i . (x - alpha x_i), less those of x_j.
             squares = 2.0 * a * s * tilt + a**2 * distance
             products = 0.5 * a * (excess - distance) - s * tilt
             change = s_slope / s**3 * squares + a_slope / s**2 * products
-            total.add(exponent, change)
+            total.add(_exponent(a / s, distance, tilt), change)
     results = []
     for total, noise_factor, image_factor in zip(
         sums, sigma_slope / sigma, alpha_slope / sigma, strict=True
@@ -211,32 +210,46 @@ def _scores(
     return results
 
 
-class _LogSumExp:
-    """ln sum_i exp(e_i) over blocks of columns, or the mean of values under these weights."""
+def _exponent(ratio: float, distance: object, tilt: object) -> object:
+    """Of the terms of p(x), less that of x_j's own; `ratio` is alpha / sigma."""
+    return -(0.5 * ratio**2) * distance - ratio * tilt
 
-    def __init__(self, weighted: bool = False):
-        self.weighted = weighted
-        self._most = self._sum = self._values = None
 
-    def add(self, exponent: object, values: object = None) -> None:
-        """Takes a block of exponents (M, n), and of values."""
+class _PosteriorMean:
+    """The mean of values over the images, weighted by exp(exponent), over blocks of images."""
+
+    def __init__(self):
+        self._most = self._weight = self._product = None
+
+    def add(self, exponent: object, values: object) -> None:
+        """Takes a block of exponents and values, (M, n)."""
         most = ops.max(exponent, axis=1, keepdims=True)
-        if self._most is not None:
-            most = ops.maximum(most, self._most)
         weight = ops.exp(exponent - most)
-        total = ops.sum(weight, axis=1, keepdims=True)
-        product = ops.sum(weight * values, axis=1, keepdims=True) if self.weighted else None
-        if self._most is not None:
-            shrink = ops.exp(self._most - most)
-            total = total + shrink * self._sum
-            if self.weighted:
-                product = product + shrink * self._values
-        self._most, self._sum, self._values = most, total, product
+        self._merge(most, weight, weight * values)
+
+    def add_growth(self, exponent: object, change: object) -> None:
+        """Takes a block of exponents and of values exp(change) - 1, which may be huge or tiny."""
+        most = ops.max(ops.maximum(exponent, exponent + change), axis=1, keepdims=True)
+        weight = ops.exp(exponent - most)
+        small = weight * ops.expm1(ops.clip(change, -1.0, 1.0))
+        large = ops.exp(exponent + change - most) - weight
+        self._merge(most, weight, ops.where(ops.abs(change) < 1.0, small, large))
 
     def value(self) -> np.ndarray:
-        """Returns the logarithm or the mean, float64 (M,)."""
-        result = self._values / self._sum if self.weighted else self._most + ops.log(self._sum)
-        return np.asarray(ops.convert_to_numpy(result), dtype=np.float64)[:, 0]
+        """Returns the mean, float64 (M,)."""
+        mean = ops.convert_to_numpy(self._product / self._weight)
+        return np.asarray(mean, dtype=np.float64)[:, 0]
+
+    def _merge(self, most: object, weight: object, product: object) -> None:
+        weight = ops.sum(weight, axis=1, keepdims=True)
+        product = ops.sum(product, axis=1, keepdims=True)
+        if self._most is not None:
+            higher = ops.maximum(most, self._most)
+            old, new = ops.exp(self._most - higher), ops.exp(most - higher)
+            weight = old * self._weight + new * weight
+            product = old * self._product + new * product
+            most = higher
+        self._most, self._weight, self._product = most, weight, product
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
