@@ -10,6 +10,9 @@ Examples:
   # The same without labels:
   python apps/train.py --data=folder:/data/all --num_classes=0 --workdir=runs/unlabelled
 
+  # With clusters of equal difficulty, as apps/study.py has measured it:
+  python apps/train.py --clusters=study/clusters_relative_entropy.json --workdir=runs/measured
+
   # Without the curriculum:
   python apps/train.py --curriculum=none --workdir=runs/plain
 
@@ -73,11 +76,11 @@ flags.DEFINE_enum(
     "paper: easy to hard, cumulative; none: the whole noise range from the start; hard_to_easy: "
     "the reverse, as a control; isolated: each cluster alone, as a control.",
 )
-flags.DEFINE_enum(
+flags.DEFINE_string(
     "clusters",
     None,
-    ["uniform", "snr", "quantile"],
-    "How the noise range is cut into clusters. Default: the preset's.",
+    "How the noise range is cut into clusters: uniform, snr or quantile, or the path of a JSON "
+    "file, such as apps/study.py writes from measured difficulty. Default: the preset's.",
 )
 flags.DEFINE_integer(
     "num_clusters", None, "Number of clusters. Default: the preset's.", lower_bound=1

@@ -7,6 +7,7 @@ from keras_cdiff.curriculum.clusters import (
     snr_clusters,
     uniform_clusters,
 )
+from keras_cdiff.curriculum.difficulty import difficulty_clusters
 from keras_cdiff.curriculum.pacing import FixedPacing, PatiencePacing
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CurriculumCallback",
     "FixedPacing",
     "PatiencePacing",
+    "difficulty_clusters",
     "quantile_clusters",
     "snr_clusters",
     "uniform_clusters",

@@ -6,9 +6,14 @@ float64 on the host.
 
 import dataclasses
 import itertools
+import json
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
+
+from keras_cdiff.files import write_whole
 
 ORDERS = ("easy_to_hard", "hard_to_easy")
 
@@ -93,6 +98,32 @@ class Clusters:
     def from_config(cls, config: dict) -> "Clusters":
         return cls(edges=[float(edge) for edge in config["edges"]], name=config["name"])
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the clusters to a JSON file, {"edges": [...], "name": ...}, whole or not at all.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        text = json.dumps(self.get_config(), indent=2, allow_nan=False) + "\n"
+        write_whole(path, lambda temporary: temporary.write_text(text))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Clusters":
+        """Reads the clusters that `save` wrote.
+
+        Raises:
+            ValueError: if there is no such file, or it holds no clusters.
+        """
+        try:
+            config = json.loads(Path(path).read_text())
+            return cls.from_config({"name": "custom", **config})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                'A file of clusters must be JSON such as {"edges": [0, 100, 1000], "name": "mine"},'
+                " as `Clusters.save` writes it, with edges that ascend. "
+                f"Received: clusters={str(path)!r} ({type(error).__name__}: {error})"
+            ) from error
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Clusters):
             return NotImplemented
@@ -116,7 +147,7 @@ def uniform_clusters(schedule: object, num_clusters: int) -> Clusters:
         ValueError: if `num_clusters` is out of range.
     """
     num_timesteps = getattr(schedule, "num_timesteps", None)
-    num_clusters = _check_num_clusters(num_clusters, num_timesteps)
+    num_clusters = check_num_clusters(num_clusters, num_timesteps)
     if num_timesteps is None:
         return Clusters(np.linspace(*schedule.bounds, num_clusters + 1), "uniform")
     return Clusters(np.round(np.arange(num_clusters + 1) * num_timesteps / num_clusters), "uniform")
@@ -151,7 +182,7 @@ def snr_clusters(schedule: object, num_clusters: int, snr: str = "log") -> Clust
     if snr not in ("log", "raw"):
         raise ValueError(f'`snr` must be "log" or "raw". Received: snr={snr!r}')
     num_timesteps = getattr(schedule, "num_timesteps", None)
-    num_clusters = _check_num_clusters(num_clusters, num_timesteps or GRID_CELLS)
+    num_clusters = check_num_clusters(num_clusters, num_timesteps or GRID_CELLS)
     if num_timesteps is None:
         borders, levels = _grid(schedule)
     else:
@@ -177,7 +208,7 @@ def quantile_clusters(objective: object, num_clusters: int) -> Clusters:
     Raises:
         ValueError: if `num_clusters` is out of range.
     """
-    num_clusters = _check_num_clusters(num_clusters, getattr(objective, "num_timesteps", None))
+    num_clusters = check_num_clusters(num_clusters, getattr(objective, "num_timesteps", None))
     edges = objective.host_quantile(np.arange(num_clusters + 1) / num_clusters)
     return Clusters(edges, "quantile")
 
@@ -196,7 +227,12 @@ def _check_edges(edges: np.ndarray) -> None:
             )
 
 
-def _check_num_clusters(num_clusters: int, most: int | None) -> int:
+def check_num_clusters(num_clusters: int, most: int | None) -> int:
+    """Returns a number of clusters, checked to be at least 1 and at most `most`, if there is one.
+
+    Raises:
+        ValueError: if it is out of range.
+    """
     whole = isinstance(num_clusters, int | np.integer) and not isinstance(num_clusters, bool)
     if not whole or num_clusters < 1:
         raise ValueError(

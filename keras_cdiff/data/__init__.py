@@ -2,7 +2,12 @@
 
 from keras_cdiff.data.batch_file import open_batch_file, write_batch_file
 from keras_cdiff.data.images import image_grid, save_image_grid, to_uint8
-from keras_cdiff.data.pipeline import make_dataset, prepare_image, to_channels
+from keras_cdiff.data.pipeline import (
+    make_dataset,
+    prepare_image,
+    read_images,
+    to_channels,
+)
 from keras_cdiff.data.sources import ArraySource, Source, open_source
 
 __all__ = [
@@ -13,6 +18,7 @@ __all__ = [
     "open_batch_file",
     "open_source",
     "prepare_image",
+    "read_images",
     "save_image_grid",
     "to_channels",
     "to_uint8",

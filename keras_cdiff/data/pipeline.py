@@ -51,6 +51,29 @@ def prepare_image(image: np.ndarray, image_size: int, channels: int = 3) -> np.n
     return image / np.float32(127.5) - np.float32(1)
 
 
+def read_images(
+    source: Source, image_size: int, channels: int = 3, num_images: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads the images of a source into memory, prepared as `make_dataset` prepares them.
+
+    Args:
+        source: The images; see `open_source`.
+        image_size: The side of the images, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        num_images: How many of them, at even distances; all if None, or if there are fewer.
+
+    Returns:
+        float32 (N, image_size, image_size, channels) in [-1, 1], and labels int32 (N,) or None.
+    """
+    total = len(source)
+    places = np.unique(np.linspace(0, total - 1, num_images or total).round().astype(int))
+    images = np.empty((len(places), image_size, image_size, channels), np.float32)
+    for row, place in enumerate(places.tolist()):
+        images[row] = prepare_image(source[place]["image"], image_size, channels)
+    labels = source.labels()
+    return images, None if labels is None else labels[places]
+
+
 def make_dataset(
     source: Source,
     image_size: int,

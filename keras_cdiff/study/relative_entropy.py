@@ -33,10 +33,11 @@ def relative_entropy(
     step h of log SNR apart is h^2 times as much.
 
     All levels use the same images and noise. The draws are stratified: each image as often as any
-    other, and a Latin hypercube of noise; standard errors are those of independent draws, too large
-    where there are few dimensions. What an estimate owes to the length of the noise and of the
-    image has a known mean and is taken out by linear regression. Squared distances are computed in float64 on the host, the sums over the data
-    set on the backend, in float64 but for JAX, which has float32.
+    other, and a Latin hypercube of noise. Standard errors are those of independent draws, so too
+    large where there are few dimensions. What an estimate owes to the length of the noise and of
+    the image has a known mean and is taken out by linear regression. Squared distances are computed
+    in float64 on the host, the sums over the data set on the backend, in float64 but for JAX, which
+    has float32.
 
     Args:
         images: (N, ...) float, in the units of training: about [-1, 1] for pixels. A memory-mapped

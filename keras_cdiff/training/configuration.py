@@ -1,13 +1,15 @@
 """The configuration of a training run: a preset with changes, as plain data that JSON can hold."""
 
+import dataclasses
 import math
 from collections.abc import Container
+from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_cdiff.augmentation import Augmentation
-from keras_cdiff.curriculum import PatiencePacing
+from keras_cdiff.curriculum import Clusters, PatiencePacing
 from keras_cdiff.presets import preset as get_preset
 from keras_cdiff.training.building import make_clusters
 from keras_cdiff.version import __version__
@@ -29,7 +31,7 @@ def resolve(
     horizontal_flip: bool | None = None,
     augment: float | None = None,
     curriculum: str = "paper",
-    clusters: str | None = None,
+    clusters: str | Clusters | None = None,
     num_clusters: int | None = None,
     patience: int | None = None,
     dtype_policy: str = "float32",
@@ -68,10 +70,10 @@ def resolve(
         augment: probability in [0, 1] of each of the augmentations that a U-Net is told of; 0 for
             none.
         curriculum: "paper" (easy to hard, cumulative), "none", "hard_to_easy" or "isolated".
-        clusters: "uniform", "snr" or "quantile"; like the number below it only decides how a
-            validation loss is reported, and like the patience nothing else, where the curriculum is
-            "none".
-        num_clusters: number of clusters.
+        clusters: "uniform", "snr" or "quantile"; or `Clusters`, or the path of a file that
+            `Clusters.save` wrote. Like the number below it only decides how a validation loss is
+            reported, and like the patience nothing else, where the curriculum is "none".
+        num_clusters: number of clusters; that of the file, if they come from one.
         patience: iterations without improvement that a stage may last.
         dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16", of the network.
         jit_compile: as for `DiffusionModel.compile`: "auto", or a bool, or its name in lower case.
@@ -188,10 +190,11 @@ def resolve(
         }
 
     _check_choice("curriculum", curriculum, CURRICULA)
-    staging.update(_given(clusters=clusters, num_clusters=num_clusters, patience=patience))
-    _check_choice("clusters", staging["clusters"], CLUSTERS)
+    staging.update(_given(num_clusters=num_clusters, patience=patience))
     PatiencePacing(staging["patience"])
-    edges = make_clusters(config["model"], staging).get_config()["edges"]
+    chosen = _clusters(staging["clusters"] if clusters is None else clusters, config, num_clusters)
+    staging.update(clusters=chosen.name, num_clusters=chosen.num_clusters)
+    edges = chosen.get_config()["edges"]
     config["curriculum"] = None
     if curriculum != "none":
         config["curriculum"] = {"kind": curriculum, **staging, "edges": edges}
@@ -205,6 +208,25 @@ def resolve(
         "keras_cdiff": __version__,
         **config,
     }
+
+
+def _clusters(clusters: str | Clusters, config: dict, num_clusters: int | None) -> Clusters:
+    """The clusters that are given, or read from a file, or made as their kind says."""
+    if isinstance(clusters, str) and clusters in CLUSTERS:
+        made = make_clusters(config["model"], {**config["curriculum"], "clusters": clusters})
+        return dataclasses.replace(made, name=clusters)
+    if not isinstance(clusters, Clusters) and not Path(clusters).is_file():
+        raise ValueError(
+            f"`clusters` must be one of {', '.join(CLUSTERS)}, or the path of a JSON file that "
+            f"`Clusters.save` wrote. Received: clusters={str(clusters)!r}"
+        )
+    given = clusters if isinstance(clusters, Clusters) else Clusters.load(clusters)
+    if num_clusters not in (None, given.num_clusters):
+        raise ValueError(
+            f"The clusters that are given are {given.num_clusters}: leave their number out. "
+            f"Received: clusters={str(clusters)!r}, num_clusters={num_clusters}"
+        )
+    return given
 
 
 def _augment(config: dict, preset: str, probability: float) -> None:

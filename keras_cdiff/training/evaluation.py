@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_cdiff.data import Source, open_source, prepare_image
+from keras_cdiff.data import Source, open_source, read_images
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation import (
     EvaluationCallback,
@@ -177,12 +177,9 @@ def _held_out(
     """
     source = open_source(data)
     size, _, channels = model.image_shape
-    places = np.unique(np.linspace(0, len(source) - 1, num_images).round().astype(int))
-    examples = [source[int(place)] for place in places]
-    images = np.stack([prepare_image(example["image"], size, channels) for example in examples])
+    images, labels = read_images(source, size, channels, num_images)
     if not model.num_classes or not source.num_classes:
         return images, None
-    labels = np.array([example["label"] for example in examples])
     if source.class_names and training.class_names:
         unknown = sorted(set(source.class_names) - set(training.class_names))
         if unknown:

@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import os
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -31,7 +32,11 @@ from keras_cdiff.training.watched_source import WatchedSource
 from keras_cdiff.training.workdir import Workdir, differences
 
 
-def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
+def train(
+    config: dict,
+    workdir: str | os.PathLike,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> DiffusionModel:
     """Trains the model of `config` and keeps everything about the run in `workdir`.
 
     A run that did not come to its end goes on from its newest checkpoint. On one backend and
@@ -39,8 +44,9 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
     is written before data, model and curriculum have been checked.
 
     Args:
-        config: what `resolve` returned.
+        config: what `resolve` returned; without "sample_every" no grids are drawn.
         workdir: folder of the run; see `Workdir` for what lies where.
+        callbacks: what else watches the run, at the end of each log interval before its checkpoint.
 
     Returns:
         The trained model.
@@ -85,14 +91,17 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         **sampling.get("options", {}),
     )
     tensorboard = TensorBoardWriter(folder.tensorboard)
-    grid = SampleGrid(
-        folder.samples,
-        training["sample_every"],
-        sampler,
-        guidance=sampling["guidance"],
-        tensorboard=tensorboard,
-    )
-    watching = [grid, *evaluation_callbacks(model, config, source, sampler, folder, tensorboard)]
+    watching = evaluation_callbacks(model, config, source, sampler, folder, tensorboard)
+    watching += callbacks
+    if training["sample_every"]:
+        grid = SampleGrid(
+            folder.samples,
+            training["sample_every"],
+            sampler,
+            guidance=sampling["guidance"],
+            tensorboard=tensorboard,
+        )
+        watching.insert(0, grid)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(WorkdirLock(folder.path))
@@ -114,7 +123,7 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         checkpoints.set_aside(step)  # those that did not verify
         tensorboard.resumed_at = step or None
         print(_summary(model, config, source, folder, step), flush=True)
-        callbacks = [
+        together = [
             *([curriculum] if curriculum else []),
             NonFiniteGuard(training["max_nonfinite"], saver.writer),
             StopAt(training["steps"]),
@@ -124,7 +133,7 @@ def train(config: dict, workdir: str | os.PathLike) -> DiffusionModel:
         ]
         try:
             fit_intervals(
-                model, make_batches, training["steps"], training["log_every"], callbacks, metrics
+                model, make_batches, training["steps"], training["log_every"], together, metrics
             )
         except (FloatingPointError, Interrupted):
             raise

@@ -1,0 +1,432 @@
+"""How fast each interval of noise levels is learned, by an expert that learns nothing else."""
+
+import copy
+import dataclasses
+import functools
+import json
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
+from keras_cdiff.data import open_source, read_images, to_uint8
+from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.evaluation import (
+    EvaluationCallback,
+    Evaluator,
+    ValidationLoss,
+    ValidationLossCallback,
+)
+from keras_cdiff.evaluation.image_sets import weights_digest
+from keras_cdiff.files import append_record, strict_json, write_whole
+from keras_cdiff.samplers import Sampler
+from keras_cdiff.schedules import EDM
+from keras_cdiff.study.denoised_images import DenoisedImages
+from keras_cdiff.training import Workdir, load_run, train
+from keras_cdiff.training.building import build_sampler
+from keras_cdiff.training.workdir import differences
+
+REFERENCE = "reference"
+
+
+@dataclasses.dataclass
+class ExpertCurves:
+    """What was measured of one expert.
+
+    Attributes:
+        number: 1..N, by ascending noise.
+        interval: its noise levels [low, high).
+        steps: (K,) training steps at which the loss was measured, from 0 on.
+        loss: (K,) its loss on levels of the interval, of the weights themselves.
+        loss_error: (K,) standard errors of the loss, over images.
+        quality_steps: (Q,) training steps at which the quality was measured; none without one.
+        quality: (Q,) Frechet distances of denoised images, lower is better.
+        floor: that of the reference model in the expert's place; None without quality.
+        seconds: time taken, measurements and compilation included.
+    """
+
+    number: int
+    interval: tuple[float, float]
+    steps: list[int]
+    loss: list[float]
+    loss_error: list[float]
+    quality_steps: list[int]
+    quality: list[float]
+    floor: float | None
+    seconds: float
+
+
+class ConvergenceStudy:
+    """Trains one expert for each interval of noise levels, and measures how it converges.
+
+    Expert i is a training run with a `noise_interval` that never changes, of the same network,
+    data, batches and seed as all others: FOLDER/experts/01 .. N. Its learning rate stays where its
+    warm-up ends. The loss is measured before training and every some steps, on images and noises
+    that stay the same. The quality is the Frechet distance between real images and the same images
+    noised to the interval's top, denoised through the interval by the expert, and finished by a
+    reference model that all experts share; see `DenoisedImages`.
+
+    Experts are independent: they can be trained one after the other or in several processes at
+    once, and one that was interrupted goes on where it stopped.
+
+    Args:
+        folder: of the study.
+        config: what `keras_cdiff.training.resolve` returned; its steps are those of the reference,
+            which trains under no curriculum.
+        steps: training steps of each expert.
+        num_experts: N.
+        clusters: their intervals; None for uniform ones of timesteps and of flows, and for
+            quantiles of the objective where the schedule is EDM's.
+        reference: workdir of a finished run, to finish what the experts began; None for a run of
+            the study's own, FOLDER/reference.
+        evaluator: compares images for the quality; None to measure the loss alone, which needs no
+            reference.
+        num_images: images by which the quality is measured, at even distances in the data.
+        num_steps: steps of the configuration's sampler from most noise down; None for its own.
+        quality_every: training steps between two measurements of the quality; None for steps / 5.
+        loss_every: training steps between two measurements of the loss.
+        loss_images: images by which it is measured.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        config: dict,
+        steps: int,
+        num_experts: int = 10,
+        clusters: Clusters | None = None,
+        reference: str | os.PathLike | None = None,
+        evaluator: Evaluator | None = None,
+        num_images: int = 1000,
+        num_steps: int | None = None,
+        quality_every: int | None = None,
+        loss_every: int = 20,
+        loss_images: int = 128,
+    ):
+        self.folder, self.config = Path(folder), copy.deepcopy(config)
+        self.config["curriculum"] = None
+        for name, value, least in (
+            ("steps", steps, 1),
+            ("num_images", num_images, 2),
+            ("loss_every", loss_every, 1),
+            ("loss_images", loss_images, 2),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
+                )
+        self.steps, self.loss_every = steps, loss_every
+        self.quality_every = max(1, steps // 5) if quality_every is None else quality_every
+        self.num_images, self.loss_images = num_images, loss_images
+        self.num_steps = num_steps
+        self.evaluator = evaluator
+        self.clusters = clusters or default_intervals(self.config, num_experts)
+        self.own_reference = reference is None
+        self.reference_folder = Path(reference or self.folder / REFERENCE)
+
+    @property
+    def num_experts(self) -> int:
+        """N."""
+        return self.clusters.num_clusters
+
+    def missing(self) -> list[int]:
+        """Returns the numbers of the experts that have not been trained to their end."""
+        return [i for i in range(1, self.num_experts + 1) if not self._finished(i)]
+
+    def train_reference(self) -> None:
+        """Trains the study's own reference model, unless it is there.
+
+        Raises:
+            ValueError: if the folder holds another study, or another process is training it.
+        """
+        if self.own_reference and Workdir(self.reference_folder).weights_step() is None:
+            config = copy.deepcopy(self.config)
+            config["training"]["sample_every"] = config["training"]["steps"]
+            with self._timed(REFERENCE):
+                train(config, self.reference_folder)
+
+    def train_expert(self, number: int) -> None:
+        """Trains and measures an expert, unless that is done.
+
+        Args:
+            number: 1..N, by ascending noise.
+
+        Raises:
+            ValueError: if there is no such expert, the folder holds another study, the reference
+                does not fit, or another process is training this expert.
+        """
+        if number not in range(1, self.num_experts + 1):
+            raise ValueError(
+                f"Experts are numbered 1..{self.num_experts}. Received: number={number!r}"
+            )
+        config, workdir = self.expert_config(number), Workdir(self._workdir(number))
+        if self._finished(number):
+            return
+        interval = self._interval(number)
+        with self._timed(f"expert {number}"):
+            images, labels = self._images(self.loss_images)
+            callbacks = [
+                _LossCurve(
+                    ValidationLoss(images, labels, Clusters(config["curriculum"]["edges"])),
+                    self.loss_every,
+                    use_ema=False,
+                    path=workdir.validation_file,
+                    verbose=0,
+                )
+            ]
+            if self.evaluator is not None:
+                judged = self._images(self.num_images)
+                denoised = functools.partial(
+                    _denoised, self._reference, *judged, interval, name=f"expert {number}"
+                )
+                callbacks.append(
+                    _QualityCurve(
+                        self.evaluator,
+                        to_uint8(judged[0]),
+                        self.quality_every,
+                        self.num_images,
+                        sampler=self._sampler(),
+                        use_ema=False,
+                        generate=denoised,
+                        path=workdir.evaluation_file,
+                    )
+                )
+            if workdir.weights_step() is None:
+                train(config, workdir.path, callbacks)
+            result = {"floor": None, "reference": None}
+            if self.evaluator is not None:
+                options = {"sampler": self._sampler(), "use_ema": True}
+                stand_in = denoised(self._reference, self.num_images, **options)
+                with warnings.catch_warnings():  # a small sample's bias, the same for all experts
+                    warnings.filterwarnings("ignore", "the Frechet distance of", UserWarning)
+                    floor = self.evaluator.evaluate(stand_in, to_uint8(judged[0]))
+                result["floor"] = float(floor.metrics["frechet_distance"])
+                result["reference"] = weights_digest(self._reference.network(True))[:16]
+            text = json.dumps(strict_json(result)) + "\n"
+            write_whole(self._result(number), lambda path: path.write_text(text))
+
+    def curves(self) -> list[ExpertCurves]:
+        """Returns what was measured of all experts, by ascending noise.
+
+        Raises:
+            ValueError: if some have not been trained to their end.
+        """
+        if self.missing():
+            raise ValueError(
+                "All experts must be trained before they are compared. "
+                f"Received: experts {self.missing()} missing in {str(self.folder)!r}"
+            )
+        results = [self._read_result(i) for i in range(1, self.num_experts + 1)]
+        references = sorted({str(result["reference"]) for result in results})
+        if len(references) > 1:
+            raise ValueError(
+                "The experts' qualities must be measured with one reference: choose another "
+                "folder, or give the same reference to all. "
+                f"Received: folder={str(self.folder)!r}, references {', '.join(references)}"
+            )
+        seconds = self.seconds()
+        return [self._curves(i, seconds) for i in range(1, self.num_experts + 1)]
+
+    def seconds(self) -> dict[str, float]:
+        """Returns the time that each part took, in all processes together: "reference" (only the
+        study's own), "expert 1" ...
+        """
+        total: dict[str, float] = {}
+        for record in _records(self.folder / "times.jsonl"):
+            total[record["part"]] = total.get(record["part"], 0.0) + record["seconds"]
+        return total
+
+    def expert_config(self, number: int) -> dict:
+        """Returns the configuration of an expert's training run."""
+        config = copy.deepcopy(self.config)
+        config["training"] |= {
+            "steps": self.steps,
+            "learning_rate_schedule": "constant",  # a decay would make all converge at the end
+            "log_every": self.loss_every,
+            "sample_every": None,  # an expert alone draws no images
+        }
+        interval = Clusters(self._interval(number), f"expert {number} of {self.num_experts}")
+        described = interval.get_config()
+        # A curriculum of one stage: the interval never changes.
+        config["curriculum"] = {
+            "kind": "paper",
+            "clusters": described["name"],
+            "num_clusters": 1,
+            "patience": 1,
+            "edges": described["edges"],
+        }
+        # What else the numbers depend on, so that no others are mixed with them.
+        config["study"] = {"loss_images": self.loss_images, "quality": None}
+        if self.evaluator is not None:
+            config["study"]["quality"] = {
+                "every": self.quality_every,
+                "num_images": self.num_images,
+                "num_steps": self._sampler().num_steps,
+                "extractor": self.evaluator.extractor.describe(),
+            }
+        return config
+
+    def _curves(self, number: int, seconds: dict[str, float]) -> ExpertCurves:
+        workdir = Workdir(self._workdir(number))
+        losses, qualities = map(_records, (workdir.validation_file, workdir.evaluation_file))
+        qualities = [q for q in qualities if q["metrics"]]
+        floor = self._read_result(number)["floor"]
+        return ExpertCurves(
+            number=number,
+            interval=self._interval(number),
+            steps=[record["step"] for record in losses],
+            loss=[_number(record["loss"]) for record in losses],
+            loss_error=[_number(record["standard_error"]) for record in losses],
+            quality_steps=[record["step"] for record in qualities],
+            quality=[_number(record["metrics"]["frechet_distance"]) for record in qualities],
+            floor=None if floor is None else float(floor),
+            seconds=seconds.get(f"expert {number}", 0.0),
+        )
+
+    def _interval(self, number: int) -> tuple[float, float]:
+        return tuple(self.clusters.edges[number - 1 : number + 1].tolist())
+
+    def _workdir(self, number: int) -> Path:
+        return self.folder / "experts" / f"{number:02d}"
+
+    def _result(self, number: int) -> Path:
+        return self._workdir(number) / "result.json"
+
+    def _read_result(self, number: int) -> dict:
+        return json.loads(self._result(number).read_text())
+
+    def _finished(self, number: int) -> bool:
+        """Whether an expert of this very study has been trained to its end and measured."""
+        if not self._result(number).is_file():
+            return False
+        workdir = Workdir(self._workdir(number))
+        if workdir.weights_step() != self.steps:
+            raise ValueError(
+                f"The study's folder holds an expert of {workdir.weights_step()} steps: choose "
+                "another folder, or as many steps. "
+                f"Received: steps={self.steps}, folder={str(self.folder)!r}"
+            )
+        ours = json.loads(json.dumps(self.expert_config(number)))
+        changes = differences(workdir.config(), ours)
+        if changes:
+            raise ValueError(
+                "The folder holds another study: choose another one, or the same settings. "
+                f"Received: folder={str(self.folder)!r}, where\n  " + "\n  ".join(changes)
+            )
+        return True
+
+    def _images(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        backbone = self.config["model"]["backbone"]
+        source = open_source(self.config["data"])
+        images, labels = read_images(source, backbone["image_size"], backbone["channels"], count)
+        return images, None if backbone["num_classes"] == 0 else labels
+
+    def _sampler(self) -> Sampler:
+        sampling = self.config["sampling"]
+        return build_sampler(
+            sampling["sampler"],
+            self.num_steps or sampling["num_steps"],
+            self.config["model"]["backbone"]["channels"],
+            **sampling.get("options", {}),
+        )
+
+    @functools.cached_property  # with what is compiled for it
+    def _reference(self) -> DiffusionModel:
+        model, config = load_run(self.reference_folder)
+        ours, theirs = self.config["model"], config["model"]
+        alike = [ours[part] == theirs[part] for part in ("schedule", "parameterization")]
+        names = ("image_size", "channels")
+        shapes = [ours["backbone"][name] == theirs["backbone"][name] for name in names]
+        if not all(alike + shapes):
+            raise ValueError(
+                "The reference must have the experts' schedule, parameterization and images: give "
+                f"a run of {self.config['preset']}. "
+                f"Received: reference={str(self.reference_folder)!r}, a run of {config['preset']}"
+            )
+        return model
+
+    def _timed(self, part: str) -> "_Timed":
+        return _Timed(self.folder / "times.jsonl", part)
+
+
+def default_intervals(config: dict, num_experts: int) -> Clusters:
+    """Returns the paper's intervals for experts: uniform ones of timesteps and of flows, and
+    quantiles of the objective's density where the schedule is EDM's.
+
+    Args:
+        config: a resolved configuration.
+        num_experts: N.
+
+    Source: Kim et al., "Denoising Task Difficulty-based Curriculum for Training Diffusion Models",
+        ICLR 2025, as far as it is known: see the study's document.
+    """
+    schedule = keras.saving.deserialize_keras_object(config["model"]["schedule"])
+    if isinstance(schedule, EDM):
+        objective = keras.saving.deserialize_keras_object(config["model"]["objective"])
+        return quantile_clusters(objective, num_experts)
+    return uniform_clusters(schedule, num_experts)
+
+
+class _FromTheStart:
+    """Measures before training, too."""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        if self._step() == 0:
+            self.act(0, None)
+
+
+class _LossCurve(_FromTheStart, ValidationLossCallback):
+    """The loss of an expert."""
+
+
+class _QualityCurve(_FromTheStart, EvaluationCallback):
+    """The quality of an expert."""
+
+
+def _denoised(
+    reference: DiffusionModel,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    interval: Sequence[float],
+    expert: DiffusionModel,
+    num_samples: int,
+    sampler: Sampler,
+    use_ema: bool,
+    name: str,
+    **others: object,
+) -> DenoisedImages:
+    """Makes what `EvaluationCallback` judges."""
+    return DenoisedImages(
+        expert, reference, images, labels, interval, sampler, use_ema=use_ema, name=name
+    )
+
+
+class _Timed:
+    """Records how long a part of the study took, also where it did not come to its end."""
+
+    def __init__(self, path: Path, part: str):
+        self.path, self.part = path, part
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        seconds = time.perf_counter() - self._began
+        append_record(self.path, {"part": self.part, "seconds": seconds})
+
+
+def _records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _number(value: float | str | None) -> float:
+    return float("nan") if value is None else float(value)
