@@ -3,18 +3,29 @@
 from keras_cdiff.study.convergence import ConvergenceStudy, ExpertCurves, default_intervals
 from keras_cdiff.study.curves import converged, iterations_to_reach, normalised, rank_correlation
 from keras_cdiff.study.denoised_images import DenoisedImages
+from keras_cdiff.study.entropy_curve import EntropyCurve, measure_entropy, spread_levels
+from keras_cdiff.study.findings import trend
 from keras_cdiff.study.gaussian import gaussian_relative_entropy
 from keras_cdiff.study.relative_entropy import relative_entropy
+from keras_cdiff.study.report import convergence_clusters, write_report
+from keras_cdiff.study.run import run_study
 
 __all__ = [
     "ConvergenceStudy",
     "DenoisedImages",
+    "EntropyCurve",
     "ExpertCurves",
     "converged",
+    "convergence_clusters",
     "default_intervals",
     "gaussian_relative_entropy",
     "iterations_to_reach",
+    "measure_entropy",
     "normalised",
     "rank_correlation",
     "relative_entropy",
+    "run_study",
+    "spread_levels",
+    "trend",
+    "write_report",
 ]

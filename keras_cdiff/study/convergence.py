@@ -88,7 +88,7 @@ class ConvergenceStudy:
             reference.
         num_images: images by which the quality is measured, at even distances in the data.
         num_steps: steps of the configuration's sampler from most noise down; None for its own.
-        quality_every: training steps between two measurements of the quality; None for steps / 5.
+        quality_every: training steps between two measurements of the quality; None for steps / 4.
         loss_every: training steps between two measurements of the loss.
         loss_images: images by which it is measured.
 
@@ -124,7 +124,7 @@ class ConvergenceStudy:
                     f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
                 )
         self.steps, self.loss_every = steps, loss_every
-        self.quality_every = max(1, steps // 5) if quality_every is None else quality_every
+        self.quality_every = max(1, steps // 4) if quality_every is None else quality_every
         self.num_images, self.loss_images = num_images, loss_images
         self.num_steps = num_steps
         self.evaluator = evaluator

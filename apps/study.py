@@ -1,0 +1,132 @@
+"""Measures which denoising tasks are hard, and writes a report: figures, numbers, a page in words.
+
+Examples:
+  # The embedded emoji, relative entropies and ten experts, all in one process:
+  python apps/study.py --output=study/emoji --extractor=mobilenet_v2
+
+  # One's own images, the relative entropies alone: no training, seconds to minutes:
+  python apps/study.py --data=folder:/data/flowers --image_size=32 --num_experts=0 \\
+      --output=study/flowers
+
+  # Experts in processes of their own, first the reference model that they share; the last command,
+  # or any one that finds all experts trained, writes the report:
+  python apps/study.py --experts=none --output=study/emoji
+  python apps/study.py --experts=1,2,3,4,5 --output=study/emoji &
+  python apps/study.py --experts=6,7,8,9,10 --output=study/emoji &
+  wait; python apps/study.py --output=study/emoji
+
+  # With a run that there is already as the reference, and the losses alone:
+  python apps/study.py --reference=runs/emoji --output=study/emoji
+  python apps/study.py --extractor=none --output=study/losses
+
+  # A curriculum with clusters of equal difficulty, as measured:
+  python apps/train.py --clusters=study/emoji/clusters_convergence.json --workdir=runs/measured
+
+A study that is interrupted (exit code 75) goes on if its command is repeated.
+"""
+
+import sys
+
+import backend_flag
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(backend_flag)  # so that --help shows it
+
+flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration that is studied.")
+flags.DEFINE_string("output", None, "Folder of the study: experts, figures, numbers, REPORT.md.")
+flags.DEFINE_string(
+    "data", None, "Images: emoji, npz:PATH, folder:PATH or tfds:NAME. Default: the preset's."
+)
+flags.DEFINE_integer(
+    "image_size", None, "Side of the images in pixels. Default: the preset's.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "num_classes", None, "Classes; 0 for none. Default: those of the data.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "num_experts", 10, "Experts, one an interval; 0 for relative entropies alone.", lower_bound=0
+)
+flags.DEFINE_integer("steps", 500, "Training steps of each expert.", lower_bound=1)
+flags.DEFINE_integer(
+    "batch_size", None, "Images a training step. Default: the preset's.", lower_bound=1
+)
+flags.DEFINE_list(
+    "experts", None, "Numbers of those that this process trains, or none. Default: all."
+)
+flags.DEFINE_string(
+    "reference",
+    None,
+    "Workdir of a finished run that completes what experts begin. Default: one of the study's own.",
+)
+flags.DEFINE_integer(
+    "reference_steps",
+    None,
+    "Training steps of the study's own reference. Default: the preset's.",
+    lower_bound=1,
+)
+flags.DEFINE_string(
+    "extractor",
+    "mobilenet_v2",
+    "Network by which denoised images are compared, see apps/evaluate.py --help; none to measure "
+    "the losses alone.",
+)
+flags.DEFINE_integer(
+    "quality_images", 320, "Images that are noised and denoised for it.", lower_bound=2
+)
+flags.DEFINE_integer(
+    "quality_every", None, "Steps between two such. Default: a quarter of all.", lower_bound=1
+)
+flags.DEFINE_integer("num_steps", 10, "Sampler's steps over the whole noise range.", lower_bound=1)
+flags.DEFINE_integer("loss_every", 20, "Steps between two measured losses.", lower_bound=1)
+flags.DEFINE_multi_enum(
+    "schedule",
+    ["linear"],
+    ["linear", "cosine", "edm", "flow"],
+    "Schedules along which the relative entropy is measured besides the preset's; may be repeated.",
+)
+flags.DEFINE_integer("num_levels", 40, "Levels of the relative entropy.", lower_bound=2)
+flags.DEFINE_integer("num_draws", 256, "Draws for each of them.", lower_bound=8)
+flags.DEFINE_integer(
+    "num_clusters", None, "Clusters of equal difficulty. Default: the preset's.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "seed", 0, "Seed of weights, data order and noise.", lower_bound=0, upper_bound=2**32 - 1
+)
+flags.mark_flag_as_required("output")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
+    backend_flag.choose_backend()
+    from keras_cdiff import study, training
+
+    names = ("num_experts", "steps", "experts", "reference", "extractor", "quality_images")
+    names += ("quality_every", "num_steps", "loss_every", "num_levels", "num_draws")
+    try:
+        config = training.resolve(
+            FLAGS.preset,
+            data=FLAGS.data,
+            image_size=FLAGS.image_size,
+            num_classes=FLAGS.num_classes,
+            steps=FLAGS.reference_steps,
+            batch_size=FLAGS.batch_size,
+            num_clusters=FLAGS.num_clusters,
+            seed=FLAGS.seed,
+        )
+        study.run_study(
+            FLAGS.output,
+            config,
+            schedules=FLAGS.schedule,
+            **{name: FLAGS[name].value for name in names},
+        )
+    except training.Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(training.EXIT_INTERRUPTED)
+    except (FloatingPointError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,131 @@
+"""The figures of a difficulty study, each as PNG and as SVG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from keras_cdiff.curriculum import Clusters
+from keras_cdiff.files import write_whole
+from keras_cdiff.schedules import Schedule
+from keras_cdiff.study.convergence import ExpertCurves
+from keras_cdiff.study.curves import converged, iterations_to_reach, normalised
+from keras_cdiff.study.entropy_curve import EntropyCurve, log_snr
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_losses(experts: Sequence[ExpertCurves], path: str | Path) -> None:
+    """Draws the normalised loss of each expert against its iterations: path.png and path.svg."""
+    figure, axes = _figure("iterations", "loss, 1 at first, 0 when converged")
+    for expert, colour in zip(experts, _colours(len(experts)), strict=True):
+        axes.plot(expert.steps, normalised(expert.loss), color=colour, label=_interval(expert))
+    axes.axhline(0.1, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_ylim(-0.1, 1.1)
+    _legend(axes)
+    _save(figure, path)
+
+
+def plot_qualities(experts: Sequence[ExpertCurves], path: str | Path) -> None:
+    """Draws the Frechet distance of each expert's images against its iterations, and dashed that of
+    the reference in its place.
+    """
+    figure, axes = _figure("iterations", "Frechet distance of denoised images")
+    for expert, colour in zip(experts, _colours(len(experts)), strict=True):
+        axes.plot(expert.quality_steps, expert.quality, "o-", color=colour, label=_interval(expert))
+        if expert.floor is not None:
+            axes.axhline(expert.floor, color=colour, linewidth=0.8, linestyle="--")
+    axes.set_yscale("log")
+    _legend(axes)
+    _save(figure, path)
+
+
+def plot_iterations(
+    experts: Sequence[ExpertCurves], path: str | Path, fractions: Sequence[float] = (0.5, 0.9)
+) -> None:
+    """Draws, for each interval, the iterations that its expert took to fractions of its drop."""
+    figure, axes = _figure("interval, by ascending noise", "iterations")
+    numbers = [expert.number for expert in experts]
+    for fraction in fractions:
+        needed = [iterations_to_reach(e.steps, e.loss, fraction) for e in experts]
+        axes.plot(numbers, needed, "o-", label=f"{fraction:.0%} of the loss's drop")
+    axes.set_xticks(numbers, [_interval(e) for e in experts], rotation=45, ha="right", fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    twin = axes.twinx()
+    twin.plot(numbers, [converged(e.loss) for e in experts], "s:", color="grey")
+    twin.set_ylabel("converged loss (grey squares)")
+    _save(figure, path)
+
+
+def plot_entropy(curve: EntropyCurve, path: str | Path) -> None:
+    """Draws the relative entropy against the level, both logarithmic, with standard errors."""
+    unit = "nats from t - 1 to t" if curve.discrete else "nats per squared unit of log SNR"
+    label = curve.schedule.coordinate
+    figure, axes = _figure(f"{curve.name}: {label}", f"relative entropy, {unit}")
+    axes.errorbar(curve.levels, curve.estimate, yerr=curve.error, fmt="o-", markersize=3, capsize=2)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    least, most = np.min(curve.estimate), np.max(curve.estimate)
+    if most < 10.0 * least:  # what is flat shall look flat
+        middle = np.sqrt(least * most)
+        axes.set_ylim(middle / 10.0**0.5, middle * 10.0**0.5)
+    _save(figure, path)
+
+
+def plot_clusters(partitions: Sequence[Clusters], schedule: Schedule, path: str | Path) -> None:
+    """Draws where each partition's edges lie on the schedule's log SNR; noise grows to the right.
+
+    Edges beyond the schedule's bounds, where no sampler goes, lie on the border of the figure.
+    """
+    figure, axes = _figure("log SNR", "")
+    bounds = np.array(schedule.bounds) - (0.0, 1.0 if schedule.coordinate == "timestep" else 0.0)
+    low, high = np.sort(np.clip(log_snr(schedule, bounds), -14.0, 14.0))
+    for row, clusters in enumerate(partitions):
+        edges = np.minimum(clusters.edges, bounds[1])
+        places = np.clip(log_snr(schedule, edges), low, high)
+        axes.plot(places, np.full(len(places), row), "|-", markersize=18, markeredgewidth=1.5)
+    axes.set_yticks(range(len(partitions)), [clusters.name for clusters in partitions])
+    axes.set_ylim(len(partitions) - 0.5, -0.5)
+    axes.set_xlim(high, low)
+    _save(figure, path)
+
+
+def _figure(x_label: str, y_label: str) -> tuple["Figure", object]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(axes: object) -> None:
+    axes.legend(frameon=False, fontsize=8, title="noise levels", title_fontsize=8)
+
+
+def _colours(count: int) -> np.ndarray:
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](np.linspace(0.0, 0.9, count))
+
+
+def _interval(expert: ExpertCurves) -> str:
+    return "[{:.3g}, {:.3g})".format(*expert.interval)
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
+    for suffix in (".png", ".svg"):
+        # Without a date, and with names from a fixed salt, the same numbers give the same file.
+        import matplotlib
+
+        with matplotlib.rc_context({"svg.hashsalt": "keras_cdiff"}):
+            metadata = {"Date": None} if suffix == ".svg" else {}
+            write_whole(
+                Path(path).with_suffix(suffix),
+                lambda file, metadata=metadata: figure.savefig(file, dpi=130, metadata=metadata),
+            )

@@ -1,0 +1,177 @@
+"""A whole study, from a configuration to its report."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_cdiff.curriculum import Clusters
+from keras_cdiff.data import open_source, read_images
+from keras_cdiff.evaluation import Evaluator, open_extractor
+from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule
+from keras_cdiff.study.convergence import ConvergenceStudy
+from keras_cdiff.study.entropy_curve import measure_entropy
+from keras_cdiff.study.report import write_report
+from keras_cdiff.version import __version__
+
+SCHEDULES = {"linear": LinearBeta, "cosine": Cosine, "edm": EDM, "flow": RectifiedFlow}
+
+
+def run_study(
+    folder: str | os.PathLike,
+    config: dict,
+    *,
+    num_experts: int = 10,
+    steps: int = 500,
+    clusters: Clusters | None = None,
+    experts: Sequence[int | str] | None = None,
+    reference: str | os.PathLike | None = None,
+    extractor: str = "mobilenet_v2",
+    quality_images: int = 320,
+    quality_every: int | None = None,
+    num_steps: int | None = 10,
+    loss_every: int = 20,
+    schedules: Sequence[str] = ("linear",),
+    num_levels: int = 40,
+    num_draws: int = 256,
+) -> Path | None:
+    """Trains the experts of a study, as far as they are missing, and writes its report.
+
+    Args:
+        folder: of the study and its report.
+        config: what `keras_cdiff.training.resolve` returned, with a curriculum, whose number of
+            clusters is that of the clusters of equal difficulty.
+        num_experts: N; 0 for the relative entropies alone.
+        steps, clusters, reference, quality_every, num_steps, loss_every: as for `ConvergenceStudy`.
+        experts: numbers of those that are to be trained now; ["none"] for none, None for all.
+        extractor: network by which denoised images are compared, as `open_extractor` takes it; or
+            "none", to measure the losses alone.
+        quality_images: images that are compared.
+        schedules: names in `SCHEDULES` along which the relative entropy is measured besides the
+            configuration's own.
+        num_levels, num_draws: as for `measure_entropy`.
+
+    Returns:
+        The path of the report; None while experts are missing.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the folder holds another study.
+    """
+    numbers = _numbers(experts, num_experts)
+    unknown = [name for name in schedules if name not in SCHEDULES]
+    if unknown:
+        raise ValueError(
+            f"`schedules` must be names among {', '.join(SCHEDULES)}. "
+            f"Received: schedules={list(schedules)!r}"
+        )
+    source, backbone = open_source(config["data"]), config["model"]["backbone"]
+    study = None
+    if num_experts:
+        evaluator = None
+        if extractor != "none":
+            network = open_extractor(extractor)
+            evaluator = Evaluator(network, ["frechet_distance"], progress=False)
+        study = ConvergenceStudy(
+            folder,
+            config,
+            steps,
+            num_experts,
+            clusters,
+            reference,
+            evaluator,
+            num_images=min(quality_images, len(source)),
+            num_steps=num_steps,
+            quality_every=quality_every,
+            loss_every=loss_every,
+        )
+        if evaluator is not None:
+            study.train_reference()
+        for number in numbers:
+            study.train_expert(number)
+        missing = study.missing()
+        if missing:
+            shown = ", ".join(map(str, missing))
+            print(f"Experts still to be trained before there is a report: {shown}", flush=True)
+            return None
+    images, _ = read_images(source, backbone["image_size"], backbone["channels"])
+    began = time.perf_counter()
+    own = keras.saving.deserialize_keras_object(config["model"]["schedule"])
+    curves = [
+        measure_entropy(images, schedule, num_levels, num_draws, config["seed"])
+        for schedule in _different([own, *(SCHEDULES[name]() for name in schedules)])
+    ]
+    seconds = time.perf_counter() - began
+    conditions = _conditions(config, images, num_draws, seconds, study)
+    measured = study.curves() if study else ()
+    page = write_report(folder, config, curves, measured, conditions=conditions)
+    print(f"wrote {page}", flush=True)
+    return page
+
+
+def _numbers(experts: Sequence[int | str] | None, num_experts: int) -> list[int]:
+    everyone = range(1, num_experts + 1)
+    if experts is None:
+        return list(everyone)
+    if [str(item) for item in experts] == ["none"]:
+        return []
+    numbers = [int(item) for item in experts if str(item).isdecimal()]
+    if len(numbers) < len(experts) or not set(numbers) <= set(everyone):
+        raise ValueError(
+            f"`experts` must be numbers in 1..{num_experts}, or none. "
+            f"Received: experts={','.join(map(str, experts))}"
+        )
+    return numbers
+
+
+def _different(schedules: Sequence[Schedule]) -> list[Schedule]:
+    """The schedules without those that are of a kind with an earlier one."""
+    kinds: dict[type, Schedule] = {}
+    for schedule in schedules:
+        kinds.setdefault(type(schedule), schedule)
+    return list(kinds.values())
+
+
+def _conditions(
+    config: dict,
+    images: np.ndarray,
+    num_draws: int,
+    seconds: float,
+    study: ConvergenceStudy | None,
+) -> list[str]:
+    """What the page says about how things were measured."""
+    count, size, _, channels = images.shape
+    sentences = [
+        f"{count:,} images of {config['data']}, {size} x {size} x {channels}, in [-1, 1]; seed "
+        f"{config['seed']}; keras_cdiff {__version__} on {keras.backend.backend()}.",
+        f"Relative entropies: {num_draws} draws a level, bars are standard errors; for continuous "
+        "schedules the rate per squared unit of log SNR. "
+        f"They took {seconds:.0f} s.",
+    ]
+    if study is None:
+        return sentences
+    times, training = study.seconds(), config["training"]
+    sentences.append(
+        f"{study.num_experts} experts, {study.clusters.name} intervals, {study.steps} steps of "
+        f"{training['batch_size']} images each at a learning rate of "
+        f"{training['learning_rate']:g} after {training['warmup_steps']} steps of warm-up. The "
+        f"loss is that of the weights themselves, on {study.loss_images} images of the training "
+        "data, with levels and noises that stay the same; converged is the mean of its last tenth."
+    )
+    if study.evaluator is not None:
+        sentences.append(
+            f"Quality: {study.num_images} images, noised to the interval's top, denoised through "
+            "the interval by the expert and finished by the reference model, against the same "
+            f"images; Frechet distance in the features of {study.evaluator.extractor.name}, no "
+            f"FID; {study.config['sampling']['sampler']} with about {study.num_steps} steps from "
+            "most noise down."
+        )
+    trained = [seconds for part, seconds in times.items() if part != "reference"]
+    own = times.get("reference")
+    whose = f", the reference model {own / 60:.0f} min" if own else "; the reference was given"
+    if study.evaluator is None:
+        whose = ""
+    sentences.append(f"The experts took {sum(trained) / 60:.0f} min in all{whose}.")
+    return sentences
