@@ -14,6 +14,7 @@ from keras_cdiff import (
     presets,
     samplers,
     schedules,
+    study,
     training,
 )
 from keras_cdiff.curriculum import CurriculumCallback
@@ -43,5 +44,6 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "study",
     "training",
 ]

@@ -29,6 +29,7 @@ from keras_cdiff.schedules import EDM
 from keras_cdiff.study.denoised_images import DenoisedImages
 from keras_cdiff.training import Workdir, load_run, train
 from keras_cdiff.training.building import build_sampler
+from keras_cdiff.training.run import count_classes
 from keras_cdiff.training.workdir import differences
 
 REFERENCE = "reference"
@@ -113,6 +114,9 @@ class ConvergenceStudy:
     ):
         self.folder, self.config = Path(folder), copy.deepcopy(config)
         self.config["curriculum"] = None
+        self.source = open_source(config["data"])
+        backbone = self.config["model"]["backbone"]
+        backbone["num_classes"] = count_classes(self.config, self.source)
         for name, value, least in (
             ("steps", steps, 1),
             ("num_images", num_images, 2),
@@ -325,8 +329,9 @@ class ConvergenceStudy:
 
     def _images(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         backbone = self.config["model"]["backbone"]
-        source = open_source(self.config["data"])
-        images, labels = read_images(source, backbone["image_size"], backbone["channels"], count)
+        images, labels = read_images(
+            self.source, backbone["image_size"], backbone["channels"], count
+        )
         return images, None if backbone["num_classes"] == 0 else labels
 
     def _sampler(self) -> Sampler:

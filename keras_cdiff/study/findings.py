@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_cdiff.study.convergence import ExpertCurves
-from keras_cdiff.study.curves import converged, iterations_to_reach, normalised, rank_correlation
+from keras_cdiff.study.curves import iterations_to_reach, normalised, rank_correlation
 from keras_cdiff.study.entropy_curve import EntropyCurve
 
 # A rank correlation at least this strong is called a trend; less than this factor between the
@@ -17,9 +17,12 @@ STILL_FALLING = 0.03
 
 
 def trend(noise: Sequence[float], difficulty: Sequence[float]) -> str:
-    """Returns how difficulty goes with noise: "falls", "rises", "flat", "peaks" or "unclear".
+    """Returns how difficulty goes with noise: "falls", "rises", "flat", "peaks", "valley" or
+    "unclear".
 
-    "peaks": highest away from both ends, and more than `FLAT` times as high as there.
+    "peaks": highest away from both ends, and more than `FLAT` times as high as there; "valley":
+    falling with noise down to its lowest value and rising from there on, each with hardly an
+    exception.
 
     Args:
         noise: (K,) ascending.
@@ -39,7 +42,10 @@ def trend(noise: Sequence[float], difficulty: Sequence[float]) -> str:
     inner = 0 < top < len(difficulty) - 1
     if inner and difficulty[top] > FLAT * max(difficulty[0], difficulty[-1]):
         return "peaks"
-    return "unclear"
+    bottom = int(np.argmin(difficulty))
+    sides = (noise[: bottom + 1], difficulty[: bottom + 1]), (noise[bottom:], difficulty[bottom:])
+    down, up = (rank_correlation(*side) for side in sides)
+    return "valley" if down <= -TREND and up >= TREND else "unclear"
 
 
 _SENTENCES = {
@@ -48,6 +54,8 @@ _SENTENCES = {
     "flat": "By this measure difficulty hardly depends on noise, against the paper.",
     "peaks": "By this measure neither end is hardest: difficulty has its peak between, against the "
     "paper.",
+    "valley": "By this measure both ends are hard: difficulty falls with noise at first and rises "
+    "towards its end, so the paper's order holds in part.",
     "unclear": "By this measure difficulty neither falls nor rises consistently with noise.",
 }
 
@@ -93,29 +101,34 @@ def entropy_findings(curve: EntropyCurve) -> list[str]:
     return sentences
 
 
-def loss_findings(experts: Sequence[ExpertCurves], fraction: float = 0.9) -> list[str]:
+def loss_findings(
+    experts: Sequence[ExpertCurves], fractions: Sequence[float] = (0.5, 0.9)
+) -> list[str]:
     """Returns sentences on how fast the experts' losses converged."""
-    needed = np.array([iterations_to_reach(e.steps, e.loss, fraction) for e in experts])
-    lost = [expert.number for expert, n in zip(experts, needed, strict=True) if np.isnan(n)]
-    sentences = []
+    numbers, sentences = [expert.number for expert in experts], []
+    lost = [expert.number for expert in experts if np.isnan(normalised(expert.loss)[0])]
     if lost:
         sentences.append(f"The loss of expert {_list(lost)} did not fall.")
-    if np.any(np.isfinite(needed)):
+    for fraction in fractions:
+        needed = np.array([iterations_to_reach(e.steps, e.loss, fraction) for e in experts])
+        if np.sum(np.isfinite(needed)) < 2:
+            continue
         hardest, easiest = experts[np.nanargmax(needed)], experts[np.nanargmin(needed)]
         sentences += [
-            f"The experts took {_list([_whole(n) for n in needed])} iterations, by ascending noise,"
-            f" to {fraction:.0%} of the drop of their loss.",
-            f"Slowest was {_interval(hardest)}, fastest {_interval(easiest)}.",
+            f"To {fraction:.0%} of the drop of their loss the experts took "
+            f"{_list([_whole(n) for n in needed])} iterations, by ascending noise.",
+            f"Slowest was {_interval(hardest)}, fastest {_interval(easiest)}; the first took "
+            f"{needed[0] / needed[-1]:.1f} times as long as the last, and Spearman's rank "
+            f"correlation with noise is {rank_correlation(numbers, needed):.2f}.",
+            _SENTENCES[trend(numbers, needed)],
         ]
-    correlation = rank_correlation([e.number for e in experts], needed)
-    sentences.append(f"Spearman's rank correlation with noise is {correlation:.2f}.")
     falling = [expert.number for expert in experts if _still_falling(expert)]
     if falling:
         sentences.append(
             f"Expert {_list(falling)} had not converged: in its last fifth its loss fell by more "
             f"than {STILL_FALLING:.0%} of its drop, so it takes longer than stated."
         )
-    return [*sentences, _SENTENCES[trend([e.number for e in experts], needed)]]
+    return sentences
 
 
 def quality_findings(experts: Sequence[ExpertCurves]) -> list[str]:
@@ -127,12 +140,14 @@ def quality_findings(experts: Sequence[ExpertCurves]) -> list[str]:
         (e.quality[-1] - e.floor) / (e.quality[0] - e.floor) if e.quality[0] > e.floor else np.nan
         for e in experts
     ]
+    if np.all(np.isnan(left)):
+        return []
     shown = _list(["unknown" if np.isnan(x) else f"{x:.1%}" for x in left])
     return [
         "At the end the distance between real images and what became of them, less that of the "
         f"reference, was {shown} of what it was before training, by ascending noise.",
-        f"Spearman's rank correlation with noise is "
-        f"{rank_correlation([e.number for e in experts], left):.2f}.",
+        f"The least is left of {_interval(experts[int(np.nanargmin(left))])}, and Spearman's rank "
+        f"correlation with noise is {rank_correlation([e.number for e in experts], left):.2f}.",
         _SENTENCES[trend([e.number for e in experts], np.maximum(left, 0.0))],
     ]
 
@@ -157,8 +172,3 @@ def _whole(number: float) -> str:
 def _list(items: Sequence[object]) -> str:
     texts = [str(item) for item in items]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-
-
-def final_losses(experts: Sequence[ExpertCurves]) -> list[float]:
-    """Returns what each expert's loss has come to."""
-    return [converged(expert.loss) for expert in experts]

@@ -105,7 +105,8 @@ def _figure(x_label: str, y_label: str) -> tuple["Figure", object]:
 
 
 def _legend(axes: object) -> None:
-    axes.legend(frameon=False, fontsize=8, title="noise levels", title_fontsize=8)
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(frameon=False, fontsize=8, title="noise levels", title_fontsize=8, **beside)
 
 
 def _colours(count: int) -> np.ndarray:

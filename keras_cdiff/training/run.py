@@ -71,7 +71,7 @@ def train(
             f"Received: preset={config['preset']!r}, with {backbone['channels']} channels"
         )
     source = open_source(config["data"])
-    backbone["num_classes"] = _num_classes(config, source)
+    backbone["num_classes"] = count_classes(config, source)
     folder = Workdir(workdir)
     folder.check(config)
     watched = WatchedSource(source)
@@ -221,8 +221,13 @@ def _summary(
     )
 
 
-def _num_classes(config: dict, source: Source) -> int:
-    """The model's number of classes, which the data decides where the configuration does not."""
+def count_classes(config: dict, source: Source) -> int:
+    """Returns the model's number of classes, which the data decides where the configuration does
+    not.
+
+    Raises:
+        ValueError: if the data does not fit the configuration.
+    """
     wanted = config["model"]["backbone"]["num_classes"]
     if wanted != 0 and not source.num_classes:
         raise ValueError(

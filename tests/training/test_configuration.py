@@ -4,6 +4,7 @@ import keras
 import pytest
 
 from keras_cdiff import presets, training
+from keras_cdiff.curriculum import Clusters
 from keras_cdiff.training import building
 
 pytestmark = pytest.mark.backend_free
@@ -99,6 +100,7 @@ def test_other_data_decides_the_number_of_classes_unless_it_is_given(arguments, 
         ("dit_emoji16", {"jit_compile": "maybe"}, "auto, true, false.*maybe"),
         ("dit_emoji16", {"curriculum": "random"}, "hard_to_easy.*random"),
         ("dit_emoji16", {"clusters": "equal"}, "quantile.*equal"),
+        ("dit_emoji16", {"clusters": Clusters([0, 1, 2]), "num_clusters": 3}, "are 2: leave.*=3"),
         ("dit_emoji16", {"patience": 0}, "patience=0"),
         ("dit_emoji16", {"num_clusters": 0}, "num_clusters=0"),
         ("dit_b_2_imagenet256", {"num_clusters": 1001}, "at most 1000.*num_clusters=1001"),
