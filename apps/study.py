@@ -93,6 +93,12 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "seed", 0, "Seed of weights, data order and noise.", lower_bound=0, upper_bound=2**32 - 1
 )
+flags.DEFINE_enum(
+    "dtype_policy",
+    "float32",
+    ["float32", "mixed_bfloat16", "mixed_float16"],
+    "Precision of the networks.",
+)
 flags.mark_flag_as_required("output")
 
 
@@ -113,6 +119,7 @@ def main(argv: list[str]) -> None:
             steps=FLAGS.reference_steps,
             batch_size=FLAGS.batch_size,
             num_clusters=FLAGS.num_clusters,
+            dtype_policy=FLAGS.dtype_policy,
             seed=FLAGS.seed,
         )
         study.run_study(

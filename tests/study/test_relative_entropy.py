@@ -1,6 +1,7 @@
 """Relative entropies against closed forms and quadrature, and where they must be careful."""
 
 import importlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -112,6 +113,19 @@ def test_blocks_and_memory_maps_change_nothing(tmp_path, monkeypatch):
         parts = study.relative_entropy(mapped, schedule, levels, num_draws=16)
         np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-12)
         monkeypatch.undo()
+
+
+def test_memory_does_not_grow_with_the_data(monkeypatch, tmp_path):
+    monkeypatch.setattr(MODULE, "_BLOCK", 50)
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(size=(2000, 100)))
+    peaks = []
+    for count in (500, 2000):
+        images = np.load(tmp_path / "images.npy", mmap_mode="r")[:count]
+        tracemalloc.start()
+        study.relative_entropy(images, schedules.EDM(), [0.1, 1.0], num_draws=100)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] + 2 * 8 * 2000  # the order of the images is drawn
 
 
 def test_copies_of_an_image_count_as_often():
