@@ -151,11 +151,13 @@ class ConvergenceStudy:
         Raises:
             ValueError: if the folder holds another study, or another process is training it.
         """
-        if self.own_reference and Workdir(self.reference_folder).weights_step() is None:
-            config = copy.deepcopy(self.config)
-            config["training"]["sample_every"] = config["training"]["steps"]
+        if not self.own_reference:
+            return
+        workdir = Workdir(self.reference_folder)
+        self._check_same(workdir, self.config)
+        if workdir.weights_step() is None:
             with self._timed(REFERENCE):
-                train(config, self.reference_folder)
+                train(self.config, workdir.path)
 
     def train_expert(self, number: int) -> None:
         """Trains and measures an expert, unless that is done.
@@ -309,23 +311,24 @@ class ConvergenceStudy:
 
     def _finished(self, number: int) -> bool:
         """Whether an expert of this very study has been trained to its end and measured."""
-        if not self._result(number).is_file():
-            return False
-        workdir = Workdir(self._workdir(number))
-        if workdir.weights_step() != self.steps:
-            raise ValueError(
-                f"The study's folder holds an expert of {workdir.weights_step()} steps: choose "
-                "another folder, or as many steps. "
-                f"Received: steps={self.steps}, folder={str(self.folder)!r}"
-            )
-        ours = json.loads(json.dumps(self.expert_config(number)))
-        changes = differences(workdir.config(), ours)
+        self._check_same(Workdir(self._workdir(number)), self.expert_config(number))
+        return self._result(number).is_file()
+
+    def _check_same(self, workdir: Workdir, config: dict) -> None:
+        """Raises a ValueError if a run of the study was begun with other settings."""
+        if not workdir.config_file.exists():
+            return
+        old, new = workdir.config(), json.loads(json.dumps(config))
+        changes = differences(old, new)
+        # A run may be trained further, but its curve would no longer be that of this study.
+        steps = [run["training"]["steps"] for run in (old, new)]
+        if steps[0] != steps[1]:
+            changes.append(f"training.steps was {steps[0]} and is now {steps[1]}")
         if changes:
             raise ValueError(
                 "The folder holds another study: choose another one, or the same settings. "
                 f"Received: folder={str(self.folder)!r}, where\n  " + "\n  ".join(changes)
             )
-        return True
 
     def _images(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         backbone = self.config["model"]["backbone"]

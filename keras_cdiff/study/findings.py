@@ -114,12 +114,15 @@ def loss_findings(
         if np.sum(np.isfinite(needed)) < 2:
             continue
         hardest, easiest = experts[np.nanargmax(needed)], experts[np.nanargmin(needed)]
+        ratio = needed[0] / needed[-1]
+        compared = (
+            "" if np.isnan(ratio) else f"the first took {ratio:.1f} times as long as the last, "
+        )
         sentences += [
             f"To {fraction:.0%} of the drop of their loss the experts took "
             f"{_list([_whole(n) for n in needed])} iterations, by ascending noise.",
-            f"Slowest was {_interval(hardest)}, fastest {_interval(easiest)}; the first took "
-            f"{needed[0] / needed[-1]:.1f} times as long as the last, and Spearman's rank "
-            f"correlation with noise is {rank_correlation(numbers, needed):.2f}.",
+            f"Slowest was {_interval(hardest)}, fastest {_interval(easiest)}; {compared}and "
+            f"Spearman's rank correlation with noise is {rank_correlation(numbers, needed):.2f}.",
             _SENTENCES[trend(numbers, needed)],
         ]
     falling = [expert.number for expert in experts if _still_falling(expert)]

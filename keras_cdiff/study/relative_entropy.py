@@ -80,7 +80,11 @@ def _divergence(log_ratio: np.ndarray, known: np.ndarray) -> tuple[float, float]
 
 def _rate(score: np.ndarray, own: np.ndarray, own_square: float) -> tuple[float, float]:
     """Mean and standard error of E[score^2] / 2, given what it is made of for a lonely image."""
-    return _mean(0.5 * np.square(score), (np.square(own) - own_square)[:, None])
+    samples = 0.5 * np.square(score)
+    known = (np.square(own) / own_square - 1.0)[:, None]
+    estimate, error = _mean(samples, known)
+    # With few draws the control may overshoot, and nothing here is negative.
+    return (estimate, error) if estimate > 0.0 else _mean(samples, known[:, :0])
 
 
 class _Draws:
@@ -110,12 +114,15 @@ class _Draws:
         self.mean_length = 0.0  # of all images, once `blocks` has seen them
 
     def known(self) -> np.ndarray:
-        """Returns quantities of the draws whose means are zero, (M, 3), after `blocks`."""
+        """Returns quantities of the draws, of the order of 1, whose means are zero: (M, 3), after
+        `blocks`.
+        """
+        size = self.mean_length or 1.0
         return np.stack(
             [
-                self.noise_length - self.num_dimensions,
-                self.product,
-                self.image_length - self.mean_length,
+                self.noise_length / self.num_dimensions - 1.0,
+                self.product / np.sqrt(self.num_dimensions * size),
+                self.image_length / size - 1.0,
             ],
             axis=1,
         )
@@ -127,6 +134,12 @@ class _Draws:
         for start in range(0, len(self.images), _BLOCK):
             block = _flat(self.images[start : start + _BLOCK])
             length = np.sum(np.square(block), axis=1)
+            if not np.all(np.isfinite(length)):
+                bad = start + int(np.flatnonzero(~np.isfinite(length))[0])
+                raise ValueError(
+                    "`images` must be finite: leave out those that are not. "
+                    f"Received: images[{bad}] with values that are not finite"
+                )
             total += np.sum(length)
             own, noise = np.split(self._both @ block.T, 2)
             excess = self.image_length[:, None] - length
@@ -144,11 +157,13 @@ def _mean(samples: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarra
     (M, K) whose means are known to be zero.
     """
     size = len(samples)
-    design = np.concatenate([np.ones((size, 1)), known], axis=1)
-    design /= np.maximum(np.abs(design).max(axis=0), 1e-300)
-    weights, _, rank, _ = np.linalg.lstsq(design, samples, rcond=1e-12)
-    rest = samples - design @ weights
-    return weights[0], np.sqrt(np.sum(np.square(rest)) / (size - rank) / size)
+    centred = known - known.mean(axis=0)
+    varies = np.sqrt(np.mean(np.square(centred), axis=0)) > 1e-9  # more than rounding
+    known, centred = known[:, varies], centred[:, varies]
+    weights, _, rank, _ = np.linalg.lstsq(centred, samples - samples.mean(), rcond=1e-12)
+    rest = samples - samples.mean() - centred @ weights
+    estimate = samples.mean() - known.mean(axis=0) @ weights
+    return estimate, np.sqrt(np.sum(np.square(rest)) / (size - 1 - rank) / size)
 
 
 def _log_ratios(
@@ -167,12 +182,12 @@ def _log_ratios(
         ratio - next_ratio * shrink,
         -0.5 * next_ratio * step,
     )
-    sums = [_PosteriorMean() for _ in alpha]
+    sums = [_Growth() for _ in alpha]
     for block in draws.blocks():
         for total, r, *factors in zip(sums, *(v.tolist() for v in (ratio, *changes)), strict=True):
             change = sum(f * values for f, values in zip(factors, block, strict=True))
-            total.add_growth(_exponent(r, *block[:2]), change)
-    growth = np.log1p([total.value() for total in sums])
+            total.add(_exponent(r, *block[:2]), change)
+    growth = np.stack([total.value() for total in sums])
     # x_j's own terms: the noise, and x - alpha_t x_j.
     shrink, step = shrink[:, None], step[:, None]
     own = 0.5 * (np.square(shrink) - 1.0) * draws.noise_length + step * shrink * draws.product
@@ -199,7 +214,8 @@ def _scores(
             squares = 2.0 * a * s * tilt + a**2 * distance
             products = 0.5 * a * (excess - distance) - s * tilt
             change = s_slope / s**3 * squares + a_slope / s**2 * products
-            total.add(_exponent(a / s, distance, tilt), change)
+            weight = ops.exp(_exponent(a / s, distance, tilt))
+            total.add(weight, weight * change)
     results = []
     for total, noise_factor, image_factor in zip(
         sums, sigma_slope / sigma, alpha_slope / sigma, strict=True
@@ -217,40 +233,63 @@ def _exponent(ratio: float, distance: object, tilt: object) -> object:
 
 
 class _PosteriorMean:
-    """The mean of values over the images, weighted by exp(exponent), over blocks of images."""
+    """The mean of values over the images, weighted by exp(exponent), over blocks of images.
+
+    x_j's own exponent is 0, and another's is above c with a probability of less than exp(-c): the
+    sums need no scale.
+    """
 
     def __init__(self):
-        self._most = self._weight = self._product = None
+        self._weight = self._product = 0.0
 
-    def add(self, exponent: object, values: object) -> None:
-        """Takes a block of exponents and values, (M, n)."""
-        most = ops.max(exponent, axis=1, keepdims=True)
-        weight = ops.exp(exponent - most)
-        self._merge(most, weight, weight * values)
-
-    def add_growth(self, exponent: object, change: object) -> None:
-        """Takes a block of exponents and of values exp(change) - 1, which may be huge or tiny."""
-        most = ops.max(ops.maximum(exponent, exponent + change), axis=1, keepdims=True)
-        weight = ops.exp(exponent - most)
-        small = weight * ops.expm1(ops.clip(change, -1.0, 1.0))
-        large = ops.exp(exponent + change - most) - weight
-        self._merge(most, weight, ops.where(ops.abs(change) < 1.0, small, large))
+    def add(self, weight: object, product: object) -> None:
+        """Takes a block of exp(exponent) and of that times the values, (M, n)."""
+        self._weight = self._weight + ops.sum(weight, axis=1)
+        self._product = self._product + ops.sum(product, axis=1)
 
     def value(self) -> np.ndarray:
         """Returns the mean, float64 (M,)."""
-        mean = ops.convert_to_numpy(self._product / self._weight)
-        return np.asarray(mean, dtype=np.float64)[:, 0]
+        return _float64(self._product / self._weight)
 
-    def _merge(self, most: object, weight: object, product: object) -> None:
-        weight = ops.sum(weight, axis=1, keepdims=True)
-        product = ops.sum(product, axis=1, keepdims=True)
+    def log_sum(self) -> np.ndarray:
+        """Returns ln sum_i exp(exponent_i), float64 (M,)."""
+        return np.log(_float64(self._weight))
+
+
+class _Growth:
+    """ln sum_i exp(exponent_i + change_i) - ln sum_i exp(exponent_i), over blocks of images.
+
+    Where it is small it is the logarithm of 1 + the mean of exp(change) - 1, which keeps what is
+    left of two sums that are almost the same; where it is large that mean may not be a float.
+    """
+
+    def __init__(self):
+        self._mean = _PosteriorMean()
+        self._most = self._after = None  # ln sum_i exp(exponent_i + change_i), with its scale
+
+    def add(self, exponent: object, change: object) -> None:
+        """Takes a block of exponents and of their changes, (M, n)."""
+        weight, after = ops.exp(exponent), exponent + change
+        small = weight * ops.expm1(ops.clip(change, -1.0, 1.0))
+        self._mean.add(weight, ops.where(ops.abs(change) < 1.0, small, ops.exp(after) - weight))
+        most = ops.max(after, axis=1)
         if self._most is not None:
-            higher = ops.maximum(most, self._most)
-            old, new = ops.exp(self._most - higher), ops.exp(most - higher)
-            weight = old * self._weight + new * weight
-            product = old * self._product + new * product
-            most = higher
-        self._most, self._weight, self._product = most, weight, product
+            most = ops.maximum(most, self._most)
+        total = ops.sum(ops.exp(after - most[:, None]), axis=1)
+        if self._most is not None:
+            total = total + self._after * ops.exp(self._most - most)
+        self._most, self._after = most, total
+
+    def value(self) -> np.ndarray:
+        """Returns the growth, float64 (M,)."""
+        large = _float64(self._most) + np.log(_float64(self._after)) - self._mean.log_sum()
+        with np.errstate(all="ignore"):  # where it is large the mean is not used
+            small = np.log1p(self._mean.value())
+        return np.where(np.abs(large) < 0.5, small, large)
+
+
+def _float64(tensor: object) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(tensor), dtype=np.float64)
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -24,9 +24,15 @@ def make_study(tiny, evaluator):
     """A function: folder and changes -> a study of two experts of eight steps."""
 
     def make(folder, config=None, **changes):
-        options = {"num_experts": 2, "num_images": 6, "quality_every": 4, "loss_every": 2}
+        options = {
+            "steps": 8,
+            "num_experts": 2,
+            "num_images": 6,
+            "quality_every": 4,
+            "loss_every": 2,
+        }
         options |= {"evaluator": evaluator, **changes}
-        return study.ConvergenceStudy(folder, config or tiny(steps=4), 8, **options)
+        return study.ConvergenceStudy(folder, config or tiny(steps=4), **options)
 
     return make
 
@@ -154,12 +160,23 @@ def test_an_interrupted_expert_goes_on_as_if_nothing_had_happened(
         ({"num_experts": 3}, "another study.*curriculum"),
         ({"num_images": 5}, "another study.*study.quality.num_images was 6 and is now 5"),
         ({"evaluator": None}, "another study.*quality"),
+        ({"loss_every": 4}, "another study.*loss_every"),
+        ({"steps": 9}, "another study.*training.steps was 8 and is now 9"),
     ],
 )
 def test_a_folder_keeps_to_one_study(finished, make_study, changes, message):
     other = make_study(finished.folder, **changes)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         other.train_expert(1)
+
+
+def test_a_reference_of_other_settings_is_refused(finished, make_study, tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"(?s)another study.*steps was 4 and is now 5"):
+        make_study(finished.folder, tiny(steps=5)).train_reference()
+    other = make_study(tmp_path, tiny({"width": 32}), reference=finished.folder / "nothing")
+    with pytest.raises(ValueError, match="nothing"):
+        other.train_expert(1)
+    assert not (tmp_path / "experts").exists()
 
 
 def test_experts_judged_with_different_references_are_not_compared(finished, make_study, tmp_path):
