@@ -88,6 +88,9 @@ flags.DEFINE_multi_enum(
 flags.DEFINE_integer("num_levels", 40, "Levels of the relative entropy.", lower_bound=2)
 flags.DEFINE_integer("num_draws", 256, "Draws for each of them.", lower_bound=8)
 flags.DEFINE_integer(
+    "entropy_images", 50_000, "Images at most, at even distances in the data.", lower_bound=1
+)
+flags.DEFINE_integer(
     "num_clusters", None, "Clusters of equal difficulty. Default: the preset's.", lower_bound=1
 )
 flags.DEFINE_integer(
@@ -109,7 +112,14 @@ def main(argv: list[str]) -> None:
     from keras_cdiff import study, training
 
     names = ("num_experts", "steps", "experts", "reference", "extractor", "quality_images")
-    names += ("quality_every", "num_steps", "loss_every", "num_levels", "num_draws")
+    names += (
+        "quality_every",
+        "num_steps",
+        "loss_every",
+        "num_levels",
+        "num_draws",
+        "entropy_images",
+    )
     try:
         config = training.resolve(
             FLAGS.preset,

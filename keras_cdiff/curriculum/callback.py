@@ -1,5 +1,6 @@
 """The callback that trains the clusters of noise levels one stage after the other."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import keras
@@ -142,6 +143,7 @@ class CurriculumCallback(keras.callbacks.Callback):
 
     def _within(self, support: tuple[float, float], coordinate: str) -> Clusters:
         """Returns the clusters, the outer two cut off where no continuous level is drawn."""
+        self.clusters.check_coordinate(coordinate)
         edges = np.asarray(self.clusters.edges, dtype="float64")
         inside = np.clip(edges, *support)
         changed = inside[[0, -1]].tolist() != edges[[0, -1]].tolist()
@@ -151,7 +153,7 @@ class CurriculumCallback(keras.callbacks.Callback):
                 f"The clusters must lie within the noise levels [{low:g}, {high:g}) that the "
                 f"model's objective draws. Received: edges from {edges[0]:g} to {edges[-1]:g}"
             )
-        return Clusters(inside.tolist(), self.clusters.name) if changed else self.clusters
+        return dataclasses.replace(self.clusters, edges=inside) if changed else self.clusters
 
     def _write_state(self) -> None:
         self._state.assign(np.asarray([self.stage, *self.pacing.state], dtype="float32"))

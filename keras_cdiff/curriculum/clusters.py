@@ -30,6 +30,8 @@ class Clusters:
             for timesteps). The first may be minus infinity, the last infinity. Kept as a read-only
             float64 array.
         name: how the partition came about.
+        coordinate: the schedule's coordinate that the edges are in, such as "sigma", if it is
+            known: a model with another one refuses them.
 
     Raises:
         ValueError: if there are fewer than two edges, or they do not ascend, or an inner one is not
@@ -38,6 +40,7 @@ class Clusters:
 
     edges: np.ndarray
     name: str = "custom"
+    coordinate: str | None = None
 
     def __post_init__(self):
         edges = np.array(self.edges, dtype=np.float64)
@@ -92,14 +95,24 @@ class Clusters:
     def get_config(self) -> dict:
         """Returns the arguments of the constructor, fit for strict JSON: infinities as strings."""
         edges = [edge if np.isfinite(edge) else str(edge) for edge in self.edges.tolist()]
-        return {"edges": edges, "name": self.name}
+        known = {} if self.coordinate is None else {"coordinate": self.coordinate}
+        return {"edges": edges, "name": self.name, **known}
 
     @classmethod
     def from_config(cls, config: dict) -> "Clusters":
-        return cls(edges=[float(edge) for edge in config["edges"]], name=config["name"])
+        return cls(**{**config, "edges": [float(edge) for edge in config["edges"]]})
+
+    def check_coordinate(self, coordinate: str) -> None:
+        """Raises a ValueError if the edges are known to be in another coordinate."""
+        if self.coordinate not in (None, coordinate):
+            raise ValueError(
+                f"The clusters must be in the schedule's coordinate, {coordinate}: take others, "
+                "or another preset. "
+                f"Received: clusters {self.name!r} in {self.coordinate}"
+            )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the clusters to a JSON file, {"edges": [...], "name": ...}, whole or not at all.
+        """Writes the clusters to a JSON file, with edges, name and coordinate, whole or not at all.
 
         Raises:
             OSError: if the file cannot be written.

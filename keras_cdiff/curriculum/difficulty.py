@@ -49,6 +49,12 @@ def difficulty_clusters(
     if schedule is None:
         places, back = levels, lambda place: place
     else:
+        low, high = schedule.domain
+        if levels[0] < low or levels[-1] > high:
+            raise ValueError(
+                f"The levels must lie on the schedule, within [{low:g}, {high:g}]. "
+                f"Received: levels from {levels[0]:g} to {levels[-1]:g}"
+            )
         # From little noise to much, as the levels.
         alpha, sigma = schedule.alpha_sigma(levels)
         if not np.all((alpha > 0.0) & (sigma > 0.0)):
@@ -65,7 +71,7 @@ def difficulty_clusters(
     edges = np.concatenate([levels[:1], back(edges[1:-1]), levels[-1:]])
     if schedule is not None:
         edges[[0, -1]] = schedule.domain
-    return Clusters(edges, "difficulty")
+    return Clusters(edges, "difficulty", schedule.coordinate if schedule is not None else None)
 
 
 def _of_timesteps(
@@ -80,13 +86,17 @@ def _of_timesteps(
         )
     if len(difficulty) < len(levels):  # of intervals, whose last edge is no timestep
         edges = np.arange(levels[0], levels[-1] + 1.0)
-        cumulative = np.interp(edges, levels, np.append(0.0, np.cumsum(difficulty)))
-        totals = np.diff(cumulative)
+        if num_timesteps is not None:
+            edges = np.arange(num_timesteps + 1.0)
+        places = np.searchsorted(levels, edges[:-1], side="right") - 1
+        totals = (difficulty / np.diff(levels))[np.clip(places, 0, len(difficulty) - 1)]
     else:
         edges = np.arange(low, high + 2.0)
         totals = np.interp(edges[:-1], levels, difficulty)
     num_clusters = check_num_clusters(num_clusters, len(totals))
-    return Clusters(_whole(_equal_parts(edges, totals, num_clusters), edges), "difficulty")
+    return Clusters(
+        _whole(_equal_parts(edges, totals, num_clusters), edges), "difficulty", "timestep"
+    )
 
 
 def _equal_parts(places: np.ndarray, totals: np.ndarray, num_clusters: int) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The difficulty study: which denoising tasks are hard, measured."""
 
-from keras_cdiff.study.convergence import ConvergenceStudy, ExpertCurves, default_intervals
+from keras_cdiff.study.convergence import ConvergenceStudy, default_intervals
 from keras_cdiff.study.curves import converged, iterations_to_reach, normalised, rank_correlation
 from keras_cdiff.study.denoised_images import DenoisedImages
 from keras_cdiff.study.entropy_curve import EntropyCurve, measure_entropy, spread_levels
+from keras_cdiff.study.expert_curves import ExpertCurves
 from keras_cdiff.study.findings import trend
 from keras_cdiff.study.gaussian import gaussian_relative_entropy
 from keras_cdiff.study.relative_entropy import relative_entropy

@@ -1,13 +1,11 @@
 """How fast each interval of noise levels is learned, by an expert that learns nothing else."""
 
 import copy
-import dataclasses
 import functools
+import hashlib
 import json
 import os
-import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -16,50 +14,18 @@ import numpy as np
 from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
 from keras_cdiff.data import open_source, read_images, to_uint8
 from keras_cdiff.diffusion_model import DiffusionModel
-from keras_cdiff.evaluation import (
-    EvaluationCallback,
-    Evaluator,
-    ValidationLoss,
-    ValidationLossCallback,
-)
-from keras_cdiff.evaluation.image_sets import weights_digest
-from keras_cdiff.files import append_record, strict_json, write_whole
+from keras_cdiff.evaluation import Evaluator, ValidationLoss
+from keras_cdiff.files import strict_json, write_whole
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.schedules import EDM
-from keras_cdiff.study.denoised_images import DenoisedImages
+from keras_cdiff.study.expert_curves import ExpertCurves, read_curves, read_records
+from keras_cdiff.study.measuring import LossCurve, QualityCurve, Timed, denoised_by
 from keras_cdiff.training import Workdir, load_run, train
 from keras_cdiff.training.building import build_sampler
 from keras_cdiff.training.run import count_classes
 from keras_cdiff.training.workdir import differences
 
 REFERENCE = "reference"
-
-
-@dataclasses.dataclass
-class ExpertCurves:
-    """What was measured of one expert.
-
-    Attributes:
-        number: 1..N, by ascending noise.
-        interval: its noise levels [low, high).
-        steps: (K,) training steps at which the loss was measured, from 0 on.
-        loss: (K,) its loss on levels of the interval, of the weights themselves.
-        loss_error: (K,) standard errors of the loss, over images.
-        quality_steps: (Q,) training steps at which the quality was measured; none without one.
-        quality: (Q,) Frechet distances of denoised images, lower is better.
-        floor: that of the reference model in the expert's place; None without quality.
-        seconds: time taken, measurements and compilation included.
-    """
-
-    number: int
-    interval: tuple[float, float]
-    steps: list[int]
-    loss: list[float]
-    loss_error: list[float]
-    quality_steps: list[int]
-    quality: list[float]
-    floor: float | None
-    seconds: float
 
 
 class ConvergenceStudy:
@@ -129,7 +95,14 @@ class ConvergenceStudy:
                 )
         self.steps, self.loss_every = steps, loss_every
         self.quality_every = max(1, steps // 4) if quality_every is None else quality_every
-        self.num_images, self.loss_images = num_images, loss_images
+        self.num_images = min(num_images, len(self.source))
+        self.loss_images = min(loss_images, len(self.source))
+        warmup = self.config["training"]["warmup_steps"]
+        if warmup >= steps:
+            raise ValueError(
+                f"Experts must be trained beyond the warm-up of the learning rate, of {warmup} "
+                f"steps: give more steps. Received: steps={steps}"
+            )
         self.num_steps = num_steps
         self.evaluator = evaluator
         self.clusters = clusters or default_intervals(self.config, num_experts)
@@ -180,7 +153,7 @@ class ConvergenceStudy:
         with self._timed(f"expert {number}"):
             images, labels = self._images(self.loss_images)
             callbacks = [
-                _LossCurve(
+                LossCurve(
                     ValidationLoss(images, labels, Clusters(config["curriculum"]["edges"])),
                     self.loss_every,
                     use_ema=False,
@@ -191,10 +164,10 @@ class ConvergenceStudy:
             if self.evaluator is not None:
                 judged = self._images(self.num_images)
                 denoised = functools.partial(
-                    _denoised, self._reference, *judged, interval, name=f"expert {number}"
+                    denoised_by, self._reference, *judged, interval, name=f"expert {number}"
                 )
                 callbacks.append(
-                    _QualityCurve(
+                    QualityCurve(
                         self.evaluator,
                         to_uint8(judged[0]),
                         self.quality_every,
@@ -207,7 +180,7 @@ class ConvergenceStudy:
                 )
             if workdir.weights_step() is None:
                 train(config, workdir.path, callbacks)
-            result = {"floor": None, "reference": None}
+            result = {"floor": None}
             if self.evaluator is not None:
                 options = {"sampler": self._sampler(), "use_ema": True}
                 stand_in = denoised(self._reference, self.num_images, **options)
@@ -215,7 +188,6 @@ class ConvergenceStudy:
                     warnings.filterwarnings("ignore", "the Frechet distance of", UserWarning)
                     floor = self.evaluator.evaluate(stand_in, to_uint8(judged[0]))
                 result["floor"] = float(floor.metrics["frechet_distance"])
-                result["reference"] = weights_digest(self._reference.network(True))[:16]
             text = json.dumps(strict_json(result)) + "\n"
             write_whole(self._result(number), lambda path: path.write_text(text))
 
@@ -230,23 +202,28 @@ class ConvergenceStudy:
                 "All experts must be trained before they are compared. "
                 f"Received: experts {self.missing()} missing in {str(self.folder)!r}"
             )
-        results = [self._read_result(i) for i in range(1, self.num_experts + 1)]
-        references = sorted({str(result["reference"]) for result in results})
-        if len(references) > 1:
-            raise ValueError(
-                "The experts' qualities must be measured with one reference: choose another "
-                "folder, or give the same reference to all. "
-                f"Received: folder={str(self.folder)!r}, references {', '.join(references)}"
-            )
+        results = [
+            json.loads(self._result(number).read_text())
+            for number in range(1, self.num_experts + 1)
+        ]
         seconds = self.seconds()
-        return [self._curves(i, seconds) for i in range(1, self.num_experts + 1)]
+        return [
+            read_curves(
+                Workdir(self._workdir(number)),
+                number,
+                self._interval(number),
+                result["floor"],
+                seconds.get(f"expert {number}", 0.0),
+            )
+            for number, result in enumerate(results, start=1)
+        ]
 
     def seconds(self) -> dict[str, float]:
         """Returns the time that each part took, in all processes together: "reference" (only the
         study's own), "expert 1" ...
         """
         total: dict[str, float] = {}
-        for record in _records(self.folder / "times.jsonl"):
+        for record in read_records(self.folder / "times.jsonl"):
             total[record["part"]] = total.get(record["part"], 0.0) + record["seconds"]
         return total
 
@@ -270,32 +247,20 @@ class ConvergenceStudy:
             "edges": described["edges"],
         }
         # What else the numbers depend on, so that no others are mixed with them.
-        config["study"] = {"loss_images": self.loss_images, "quality": None}
+        config["study"] = {
+            "loss_every": self.loss_every,
+            "loss_images": self.loss_images,
+            "quality": None,
+        }
         if self.evaluator is not None:
             config["study"]["quality"] = {
                 "every": self.quality_every,
                 "num_images": self.num_images,
                 "num_steps": self._sampler().num_steps,
                 "extractor": self.evaluator.extractor.describe(),
+                "reference": self._reference_digest(),
             }
         return config
-
-    def _curves(self, number: int, seconds: dict[str, float]) -> ExpertCurves:
-        workdir = Workdir(self._workdir(number))
-        losses, qualities = map(_records, (workdir.validation_file, workdir.evaluation_file))
-        qualities = [q for q in qualities if q["metrics"]]
-        floor = self._read_result(number)["floor"]
-        return ExpertCurves(
-            number=number,
-            interval=self._interval(number),
-            steps=[record["step"] for record in losses],
-            loss=[_number(record["loss"]) for record in losses],
-            loss_error=[_number(record["standard_error"]) for record in losses],
-            quality_steps=[record["step"] for record in qualities],
-            quality=[_number(record["metrics"]["frechet_distance"]) for record in qualities],
-            floor=None if floor is None else float(floor),
-            seconds=seconds.get(f"expert {number}", 0.0),
-        )
 
     def _interval(self, number: int) -> tuple[float, float]:
         return tuple(self.clusters.edges[number - 1 : number + 1].tolist())
@@ -306,12 +271,11 @@ class ConvergenceStudy:
     def _result(self, number: int) -> Path:
         return self._workdir(number) / "result.json"
 
-    def _read_result(self, number: int) -> dict:
-        return json.loads(self._result(number).read_text())
-
     def _finished(self, number: int) -> bool:
         """Whether an expert of this very study has been trained to its end and measured."""
-        self._check_same(Workdir(self._workdir(number)), self.expert_config(number))
+        workdir = Workdir(self._workdir(number))
+        if workdir.config_file.exists():
+            self._check_same(workdir, self.expert_config(number))
         return self._result(number).is_file()
 
     def _check_same(self, workdir: Workdir, config: dict) -> None:
@@ -350,19 +314,36 @@ class ConvergenceStudy:
     def _reference(self) -> DiffusionModel:
         model, config = load_run(self.reference_folder)
         ours, theirs = self.config["model"], config["model"]
-        alike = [ours[part] == theirs[part] for part in ("schedule", "parameterization")]
-        names = ("image_size", "channels")
-        shapes = [ours["backbone"][name] == theirs["backbone"][name] for name in names]
-        if not all(alike + shapes):
+        changes = []
+        for part in ("schedule", "parameterization"):
+            if ours[part] != theirs[part]:
+                changes.append(f"{part} {theirs[part]['config']}, not {ours[part]['config']}")
+        for name in ("image_size", "channels", "num_classes"):
+            wanted, found = ours["backbone"][name], theirs["backbone"][name]
+            if wanted != found:
+                changes.append(f"{name} {found}, not {wanted}")
+        if changes:
             raise ValueError(
-                "The reference must have the experts' schedule, parameterization and images: give "
-                f"a run of {self.config['preset']}. "
-                f"Received: reference={str(self.reference_folder)!r}, a run of {config['preset']}"
+                "The reference must have the experts' schedule, parameterization, images and "
+                f"classes: give another run. Received: reference={str(self.reference_folder)!r} "
+                f"with {'; '.join(changes)}"
             )
         return model
 
-    def _timed(self, part: str) -> "_Timed":
-        return _Timed(self.folder / "times.jsonl", part)
+    def _reference_digest(self) -> str:
+        """What tells one reference from another: a digest of its weights file."""
+        workdir = Workdir(self.reference_folder)
+        if workdir.weights_step() is None:
+            raise ValueError(
+                "The reference must be a finished run, and train_reference() makes one of the "
+                f"study's own. Received: reference={str(self.reference_folder)!r}"
+            )
+        files = (workdir.weights_file(which) for which in ("ema", "raw"))
+        kept = next(path for path in files if path.is_file())
+        return hashlib.sha256(kept.read_bytes()).hexdigest()[:16]
+
+    def _timed(self, part: str) -> "Timed":
+        return Timed(self.folder / "times.jsonl", part)
 
 
 def default_intervals(config: dict, num_experts: int) -> Clusters:
@@ -381,60 +362,3 @@ def default_intervals(config: dict, num_experts: int) -> Clusters:
         objective = keras.saving.deserialize_keras_object(config["model"]["objective"])
         return quantile_clusters(objective, num_experts)
     return uniform_clusters(schedule, num_experts)
-
-
-class _FromTheStart:
-    """Measures before training, too."""
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        super().on_train_begin(logs)
-        if self._step() == 0:
-            self.act(0, None)
-
-
-class _LossCurve(_FromTheStart, ValidationLossCallback):
-    """The loss of an expert."""
-
-
-class _QualityCurve(_FromTheStart, EvaluationCallback):
-    """The quality of an expert."""
-
-
-def _denoised(
-    reference: DiffusionModel,
-    images: np.ndarray,
-    labels: np.ndarray | None,
-    interval: Sequence[float],
-    expert: DiffusionModel,
-    num_samples: int,
-    sampler: Sampler,
-    use_ema: bool,
-    name: str,
-    **others: object,
-) -> DenoisedImages:
-    """Makes what `EvaluationCallback` judges."""
-    return DenoisedImages(
-        expert, reference, images, labels, interval, sampler, use_ema=use_ema, name=name
-    )
-
-
-class _Timed:
-    """Records how long a part of the study took, also where it did not come to its end."""
-
-    def __init__(self, path: Path, part: str):
-        self.path, self.part = path, part
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        seconds = time.perf_counter() - self._began
-        append_record(self.path, {"part": self.part, "seconds": seconds})
-
-
-def _records(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _number(value: float | str | None) -> float:
-    return float("nan") if value is None else float(value)

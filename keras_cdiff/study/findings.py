@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_cdiff.study.convergence import ExpertCurves
 from keras_cdiff.study.curves import iterations_to_reach, normalised, rank_correlation
 from keras_cdiff.study.entropy_curve import EntropyCurve
+from keras_cdiff.study.expert_curves import ExpertCurves
 
 # A rank correlation at least this strong is called a trend; less than this factor between the
 # highest and the lowest value is called flat.
-TREND = 0.8
+TREND = 0.7
 FLAT = 1.5
 # An expert that fell by more than this share of its drop in its last fifth is still falling.
 STILL_FALLING = 0.03
@@ -18,11 +18,11 @@ STILL_FALLING = 0.03
 
 def trend(noise: Sequence[float], difficulty: Sequence[float]) -> str:
     """Returns how difficulty goes with noise: "falls", "rises", "flat", "peaks", "valley" or
-    "unclear".
+    "unclear"; "unknown" for fewer than three values.
 
     "peaks": highest away from both ends, and more than `FLAT` times as high as there; "valley":
-    falling with noise down to its lowest value and rising from there on, each with hardly an
-    exception.
+    lowest away from both ends, and more than `FLAT` times lower than there. Otherwise it falls or
+    rises if the rank correlation is at least `TREND`.
 
     Args:
         noise: (K,) ascending.
@@ -32,20 +32,18 @@ def trend(noise: Sequence[float], difficulty: Sequence[float]) -> str:
     known = np.isfinite(difficulty)
     noise, difficulty = np.asarray(noise)[known], difficulty[known]
     if len(difficulty) < 3:
-        return "unclear"
+        return "unknown"
     if difficulty.max() < FLAT * difficulty.min():
         return "flat"
+    inner, ends = difficulty[1:-1], difficulty[[0, -1]]
+    if inner.max() > FLAT * ends.max():
+        return "peaks"
+    if FLAT * inner.min() < ends.min():
+        return "valley"
     correlation = rank_correlation(noise, difficulty)
     if abs(correlation) >= TREND:
         return "falls" if correlation < 0.0 else "rises"
-    top = int(np.argmax(difficulty))
-    inner = 0 < top < len(difficulty) - 1
-    if inner and difficulty[top] > FLAT * max(difficulty[0], difficulty[-1]):
-        return "peaks"
-    bottom = int(np.argmin(difficulty))
-    sides = (noise[: bottom + 1], difficulty[: bottom + 1]), (noise[bottom:], difficulty[bottom:])
-    down, up = (rank_correlation(*side) for side in sides)
-    return "valley" if down <= -TREND and up >= TREND else "unclear"
+    return "unclear"
 
 
 _SENTENCES = {
@@ -56,6 +54,7 @@ _SENTENCES = {
     "paper.",
     "valley": "By this measure both ends are hard: difficulty falls with noise at first and rises "
     "towards its end, so the paper's order holds in part.",
+    "unknown": "Too few intervals were measured to say how difficulty goes with noise.",
     "unclear": "By this measure difficulty neither falls nor rises consistently with noise.",
 }
 
@@ -111,20 +110,21 @@ def loss_findings(
         sentences.append(f"The loss of expert {_list(lost)} did not fall.")
     for fraction in fractions:
         needed = np.array([iterations_to_reach(e.steps, e.loss, fraction) for e in experts])
-        if np.sum(np.isfinite(needed)) < 2:
+        if not np.any(np.isfinite(needed)):
             continue
-        hardest, easiest = experts[np.nanargmax(needed)], experts[np.nanargmin(needed)]
-        ratio = needed[0] / needed[-1]
-        compared = (
-            "" if np.isnan(ratio) else f"the first took {ratio:.1f} times as long as the last, "
-        )
-        sentences += [
+        sentences.append(
             f"To {fraction:.0%} of the drop of their loss the experts took "
-            f"{_list([_whole(n) for n in needed])} iterations, by ascending noise.",
-            f"Slowest was {_interval(hardest)}, fastest {_interval(easiest)}; {compared}and "
-            f"Spearman's rank correlation with noise is {rank_correlation(numbers, needed):.2f}.",
-            _SENTENCES[trend(numbers, needed)],
-        ]
+            f"{_list([_whole(n) for n in needed])} iterations, by ascending noise."
+        )
+        ratio, correlation = needed[0] / needed[-1], rank_correlation(numbers, needed)
+        if np.nanmax(needed) > np.nanmin(needed):
+            slowest, fastest = experts[np.nanargmax(needed)], experts[np.nanargmin(needed)]
+            sentences.append(f"Slowest was {_interval(slowest)}, fastest {_interval(fastest)}.")
+        if np.isfinite(ratio) and len(experts) > 1:
+            sentences.append(f"The first took {ratio:.1f} times as long as the last.")
+        if np.isfinite(correlation):
+            sentences.append(f"Spearman's rank correlation with noise is {correlation:.2f}.")
+        sentences.append(_SENTENCES[trend(numbers, needed)])
     falling = [expert.number for expert in experts if _still_falling(expert)]
     if falling:
         sentences.append(
@@ -146,19 +146,22 @@ def quality_findings(experts: Sequence[ExpertCurves]) -> list[str]:
     if np.all(np.isnan(left)):
         return []
     shown = _list(["unknown" if np.isnan(x) else f"{x:.1%}" for x in left])
-    return [
+    correlation = rank_correlation([e.number for e in experts], left)
+    sentences = [
         "At the end the distance between real images and what became of them, less that of the "
         f"reference, was {shown} of what it was before training, by ascending noise.",
-        f"The least is left of {_interval(experts[int(np.nanargmin(left))])}, and Spearman's rank "
-        f"correlation with noise is {rank_correlation([e.number for e in experts], left):.2f}.",
-        _SENTENCES[trend([e.number for e in experts], np.maximum(left, 0.0))],
+        f"The least is left of {_interval(experts[int(np.nanargmin(left))])}.",
     ]
+    if np.isfinite(correlation):
+        sentences.append(f"Spearman's rank correlation with noise is {correlation:.2f}.")
+    found = trend([e.number for e in experts], np.maximum(left, 0.0))
+    return [*sentences, _SENTENCES[found]]
 
 
 def _still_falling(expert: ExpertCurves) -> bool:
     height = normalised(expert.loss)
     if len(height) < 10:
-        return True
+        return False  # too few values to tell
     fifth = len(height) // 5
     return bool(np.mean(height[-2 * fifth : -fifth]) - np.mean(height[-fifth:]) > STILL_FALLING)
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from keras_cdiff.study.convergence import ExpertCurves
 from keras_cdiff.study.curves import converged, iterations_to_reach
 from keras_cdiff.study.entropy_curve import EntropyCurve
+from keras_cdiff.study.expert_curves import ExpertCurves
 from keras_cdiff.study.findings import entropy_findings, loss_findings, quality_findings
 
 

@@ -1,6 +1,7 @@
 """The report of a study: figures, every number as CSV, clusters as JSON, and a page in words."""
 
 import csv
+import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from keras_cdiff.evaluation.validation_loss import cumulative_mass
 from keras_cdiff.files import write_whole
 from keras_cdiff.objectives import Objective
 from keras_cdiff.schedules import Schedule
-from keras_cdiff.study.convergence import ExpertCurves
 from keras_cdiff.study.curves import converged, iterations_to_reach, normalised
 from keras_cdiff.study.entropy_curve import EntropyCurve, log_snr
+from keras_cdiff.study.expert_curves import ExpertCurves
 from keras_cdiff.study.page import report_page
 from keras_cdiff.study.plots import (
     plot_clusters,
@@ -60,8 +61,8 @@ def write_report(
     folder = Path(folder)
     schedule = keras.saving.deserialize_keras_object(config["model"]["schedule"])
     objective = keras.saving.deserialize_keras_object(config["model"]["objective"])
-    folder.mkdir(parents=True, exist_ok=True)
     partitions = _partitions(config, objective, entropies, experts, num_clusters)
+    _remove_report(folder)
     for clusters in partitions:
         if clusters.name.startswith("difficulty"):
             clusters.save(folder / f"clusters_{clusters.name.removeprefix('difficulty: ')}.json")
@@ -80,6 +81,14 @@ def write_report(
     text = report_page(config, entropies, experts, conditions)
     write_whole(page, lambda path: path.write_text(text))
     return page
+
+
+def _remove_report(folder: Path) -> None:
+    """Removes an earlier report of the study, of which not every file may be written again."""
+    for stem in ("clusters*", "experts", "iterations", "losses", "qualities", "relative_entropy*"):
+        for suffix in (".csv", ".json", ".png", ".svg"):
+            for path in folder.glob(stem + suffix):
+                path.unlink()
 
 
 def convergence_clusters(
@@ -102,12 +111,13 @@ def convergence_clusters(
     edges = np.array([experts[0].interval[0], *(expert.interval[1] for expert in experts)])
     if objective.coordinate == "timestep":
         clusters = difficulty_clusters(edges.astype(np.int64), needed, num_clusters)
-        return Clusters(clusters.edges, "difficulty: convergence")
+        return dataclasses.replace(clusters, name="difficulty: convergence")
     low, high = objective.support
     mass = cumulative_mass(objective, np.clip(edges, low, high))
     parts = difficulty_clusters(mass, needed, num_clusters).edges
     inner = objective.host_quantile(parts[1:-1])
-    return Clusters([edges[0], *inner.tolist(), edges[-1]], "difficulty: convergence")
+    edges = [edges[0], *inner.tolist(), edges[-1]]
+    return Clusters(edges, "difficulty: convergence", objective.coordinate)
 
 
 def _partitions(
@@ -125,10 +135,12 @@ def _partitions(
             warnings.simplefilter("ignore", UserWarning)
             clusters = make_clusters(config["model"], {"clusters": kind, "num_clusters": count})
         if not any(np.array_equal(clusters.edges, other.edges) for other in partitions):
-            partitions.append(Clusters(clusters.edges, kind))
+            partitions.append(dataclasses.replace(clusters, name=kind))
     curve = entropies[0]
-    equal = difficulty_clusters(curve.levels, curve.estimate, count, curve.schedule)
-    partitions.append(Clusters(equal.edges, "difficulty: relative_entropy"))
+    # An estimate of next to nothing may be below nothing.
+    estimate = np.maximum(curve.estimate, 0.0)
+    equal = difficulty_clusters(curve.levels, estimate, count, curve.schedule)
+    partitions.append(dataclasses.replace(equal, name="difficulty: relative_entropy"))
     if experts and np.all(np.isfinite([iterations_to_reach(e.steps, e.loss) for e in experts])):
         partitions.append(convergence_clusters(experts, objective, count))
     return partitions

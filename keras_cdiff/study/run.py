@@ -1,5 +1,6 @@
 """A whole study, from a configuration to its report."""
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -11,10 +12,12 @@ import numpy as np
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import open_source, read_images
 from keras_cdiff.evaluation import Evaluator, open_extractor
+from keras_cdiff.files import write_whole
 from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule
 from keras_cdiff.study.convergence import ConvergenceStudy
 from keras_cdiff.study.entropy_curve import measure_entropy
 from keras_cdiff.study.report import write_report
+from keras_cdiff.training.workdir import differences
 from keras_cdiff.version import __version__
 
 SCHEDULES = {"linear": LinearBeta, "cosine": Cosine, "edm": EDM, "flow": RectifiedFlow}
@@ -37,6 +40,7 @@ def run_study(
     schedules: Sequence[str] = ("linear",),
     num_levels: int = 40,
     num_draws: int = 256,
+    entropy_images: int = 50_000,
 ) -> Path | None:
     """Trains the experts of a study, as far as they are missing, and writes its report.
 
@@ -53,6 +57,8 @@ def run_study(
         schedules: names in `SCHEDULES` along which the relative entropy is measured besides the
             configuration's own.
         num_levels, num_draws: as for `measure_entropy`.
+        entropy_images: images whose mixture the marginals are, at even distances in the data; they
+            are held in memory.
 
     Returns:
         The path of the report; None while experts are missing.
@@ -66,6 +72,11 @@ def run_study(
         raise ValueError(
             f"`schedules` must be names among {', '.join(SCHEDULES)}. "
             f"Received: schedules={list(schedules)!r}"
+        )
+    if config["curriculum"] is None:
+        raise ValueError(
+            "The configuration must have a curriculum, whose number of clusters is that of the "
+            'clusters of equal difficulty. Received: curriculum="none"'
         )
     source, backbone = open_source(config["data"]), config["model"]["backbone"]
     study = None
@@ -82,11 +93,12 @@ def run_study(
             clusters,
             reference,
             evaluator,
-            num_images=min(quality_images, len(source)),
+            num_images=quality_images,
             num_steps=num_steps,
             quality_every=quality_every,
             loss_every=loss_every,
         )
+        _claim(Path(folder), config)
         if evaluator is not None:
             study.train_reference()
         for number in numbers:
@@ -96,7 +108,8 @@ def run_study(
             shown = ", ".join(map(str, missing))
             print(f"Experts still to be trained before there is a report: {shown}", flush=True)
             return None
-    images, _ = read_images(source, backbone["image_size"], backbone["channels"])
+    _claim(Path(folder), config)
+    images, _ = read_images(source, backbone["image_size"], backbone["channels"], entropy_images)
     began = time.perf_counter()
     own = keras.saving.deserialize_keras_object(config["model"]["schedule"])
     curves = [
@@ -109,6 +122,20 @@ def run_study(
     page = write_report(folder, config, curves, measured, conditions=conditions)
     print(f"wrote {page}", flush=True)
     return page
+
+
+def _claim(folder: Path, config: dict) -> None:
+    """Makes the folder that of a study of `config`, and refuses that of another."""
+    claimed = folder / "study.json"
+    ours = json.loads(json.dumps({**config, "curriculum": None}))
+    changes = differences(json.loads(claimed.read_text()), ours) if claimed.is_file() else []
+    if changes:
+        raise ValueError(
+            "The folder holds another study: choose another one, or the same settings. "
+            f"Received: folder={str(folder)!r}, where\n  " + "\n  ".join(changes)
+        )
+    text = json.dumps(ours, indent=2, allow_nan=False) + "\n"
+    write_whole(claimed, lambda path: path.write_text(text))
 
 
 def _numbers(experts: Sequence[int | str] | None, num_experts: int) -> list[int]:

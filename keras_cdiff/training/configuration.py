@@ -226,6 +226,15 @@ def _clusters(clusters: str | Clusters, config: dict, num_clusters: int | None) 
             f"The clusters that are given are {given.num_clusters}: leave their number out. "
             f"Received: clusters={str(clusters)!r}, num_clusters={num_clusters}"
         )
+    schedule = keras.saving.deserialize_keras_object(config["model"]["schedule"])
+    given.check_coordinate(schedule.coordinate)
+    low, high = schedule.bounds
+    if given.edges[0] > low or given.edges[-1] < high:
+        raise ValueError(
+            f"The clusters must cover the schedule's levels, {low:g} to {high:g}, or the rest would"
+            " never be trained. "
+            f"Received: clusters from {given.edges[0]:g} to {given.edges[-1]:g}"
+        )
     return given
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from keras_cdiff import curriculum, schedules
+from keras_cdiff import curriculum, schedules, training
 from keras_cdiff.curriculum import Clusters, difficulty_clusters
 
 pytestmark = pytest.mark.backend_free
@@ -67,6 +67,23 @@ def test_totals_of_intervals_are_spread_evenly_within_them():
     np.testing.assert_allclose(edges, [0.0, 1 / 6, 1 / 3, 0.5, 1.0])
     edges = difficulty_clusters([0, 500, 1000], [3.0, 1.0], 4).edges
     np.testing.assert_array_equal(edges, [0, 167, 333, 500, 1000])
+    # Timesteps beyond are as difficult as the outermost.
+    edges = difficulty_clusters([100, 300, 500], [1.0, 1.0], 2, schedules.LinearBeta()).edges
+    np.testing.assert_array_equal(edges, [0, 500, 1000])
+
+
+def test_clusters_of_another_coordinate_or_of_a_part_are_refused(tmp_path):
+    flow = difficulty_clusters([0.1, 0.5, 0.9], [1.0, 2.0, 1.0], 3, schedules.RectifiedFlow())
+    assert flow.coordinate == "time"
+    flow.save(tmp_path / "flow.json")
+    assert Clusters.load(tmp_path / "flow.json").coordinate == "time"
+    with pytest.raises(ValueError, match=r"coordinate, sigma.*in time"):
+        training.resolve("dit_emoji16", clusters=str(tmp_path / "flow.json"))
+    training.resolve("sit_emoji16", clusters=str(tmp_path / "flow.json"))
+    with pytest.raises(ValueError, match=r"cover.*0\.002 to 80.*Received: clusters from 0 to 1"):
+        training.resolve("dit_emoji16", clusters=Clusters([0.0, 0.5, 1.0]))
+    with pytest.raises(ValueError, match="coordinate, timestep"):
+        flow.check_coordinate("timestep")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,7 @@ def test_totals_of_intervals_are_spread_evenly_within_them():
         ({"schedule": schedules.LinearBeta(2)}, r"whole timesteps in 0\.\.1"),
         ({"schedule": schedules.LinearBeta(), "levels": [0.5, 1.0, 2.0]}, "whole timesteps"),
         ({"schedule": schedules.RectifiedFlow(), "levels": [0.0, 0.5, 0.7]}, "signal and noise"),
+        ({"schedule": schedules.VP(), "levels": [0.1, 0.5, 2.0]}, "lie on the schedule"),
     ],
 )
 def test_bad_arguments(changes, message):

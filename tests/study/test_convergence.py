@@ -1,6 +1,6 @@
 """Experts: what each is trained on and measured by; images denoised by two models in turn."""
 
-import json
+import shutil
 import signal
 
 import keras
@@ -20,7 +20,19 @@ def evaluator(extractor_file):
 
 
 @pytest.fixture(scope="module")
-def make_study(tiny, evaluator):
+def small(tiny):
+    """A function: as `tiny`, with a warm-up of two steps."""
+
+    def make(*arguments, **changes):
+        config = tiny(*arguments, **changes)
+        config["training"]["warmup_steps"] = 2
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def make_study(small, evaluator):
     """A function: folder and changes -> a study of two experts of eight steps."""
 
     def make(folder, config=None, **changes):
@@ -32,7 +44,7 @@ def make_study(tiny, evaluator):
             "loss_every": 2,
         }
         options |= {"evaluator": evaluator, **changes}
-        return study.ConvergenceStudy(folder, config or tiny(steps=4), **options)
+        return study.ConvergenceStudy(folder, config or small(steps=4), **options)
 
     return make
 
@@ -89,8 +101,8 @@ def test_losses_are_those_of_the_weights_on_the_interval(finished, npz):
     )
 
 
-def test_a_finished_study_is_reported(finished, tiny, extractor_file, capsys):
-    folder, config = finished.folder, tiny(steps=4)
+def test_a_finished_study_is_reported(finished, small, extractor_file, capsys):
+    folder, config = finished.folder, small(steps=4)
     page = study.run_study(
         folder,
         config,
@@ -117,18 +129,33 @@ def test_a_finished_study_is_reported(finished, tiny, extractor_file, capsys):
     }
 
 
-def test_a_study_with_experts_missing_has_no_report(tiny, tmp_path, capsys):
+def test_a_study_with_experts_missing_has_no_report(small, tmp_path, capsys):
     arguments = {"num_experts": 3, "steps": 8, "extractor": "none"}
-    assert study.run_study(tmp_path, tiny(), experts=["none"], **arguments) is None
+    assert study.run_study(tmp_path, small(), experts=["none"], **arguments) is None
     assert (
         "Experts still to be trained before there is a report: 1, 2, 3" in capsys.readouterr().out
     )
     assert not (tmp_path / "REPORT.md").exists()
     for experts in (["4"], ["x"], ["none", "1"], ["0"]):
         with pytest.raises(ValueError, match=rf"in 1\.\.3, or none.*{experts[0]}"):
-            study.run_study(tmp_path, tiny(), experts=experts, **arguments)
+            study.run_study(tmp_path, small(), experts=experts, **arguments)
     with pytest.raises(ValueError, match=r"among linear, cosine.*cubic"):
-        study.run_study(tmp_path, tiny(), num_experts=0, schedules=["cubic"])
+        study.run_study(tmp_path, small(), num_experts=0, schedules=["cubic"])
+    with pytest.raises(ValueError, match="must have a curriculum"):
+        study.run_study(tmp_path, small(curriculum="none"), num_experts=0)
+
+
+def test_a_report_replaces_that_of_its_own_study_alone(small, tmp_path):
+    few = {"num_experts": 0, "num_levels": 4, "num_draws": 16}
+    study.run_study(tmp_path, small(), schedules=["cosine"], **few)
+    assert (tmp_path / "relative_entropy_Cosine.svg").exists()
+    (tmp_path / "notes.md").write_text("mine")
+    study.run_study(tmp_path, small(), schedules=[], **few)
+    assert not (tmp_path / "relative_entropy_Cosine.svg").exists()
+    assert (tmp_path / "relative_entropy_EDM.svg").exists()
+    assert (tmp_path / "notes.md").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"(?s)another study.*seed was 0 and is now 1"):
+        study.run_study(tmp_path, small(seed=1), **few)
 
 
 def test_an_interrupted_expert_goes_on_as_if_nothing_had_happened(
@@ -160,7 +187,7 @@ def test_an_interrupted_expert_goes_on_as_if_nothing_had_happened(
         ({"num_experts": 3}, "another study.*curriculum"),
         ({"num_images": 5}, "another study.*study.quality.num_images was 6 and is now 5"),
         ({"evaluator": None}, "another study.*quality"),
-        ({"loss_every": 4}, "another study.*loss_every"),
+        ({"loss_every": 4}, "another study.*study.loss_every was 2 and is now 4"),
         ({"steps": 9}, "another study.*training.steps was 8 and is now 9"),
     ],
 )
@@ -170,22 +197,41 @@ def test_a_folder_keeps_to_one_study(finished, make_study, changes, message):
         other.train_expert(1)
 
 
-def test_a_reference_of_other_settings_is_refused(finished, make_study, tiny, tmp_path):
+def test_a_reference_of_other_settings_is_refused(finished, make_study, small, tmp_path):
     with pytest.raises(ValueError, match=r"(?s)another study.*steps was 4 and is now 5"):
-        make_study(finished.folder, tiny(steps=5)).train_reference()
-    other = make_study(tmp_path, tiny({"width": 32}), reference=finished.folder / "nothing")
-    with pytest.raises(ValueError, match="nothing"):
+        make_study(finished.folder, small(steps=5)).train_reference()
+    other = make_study(tmp_path, reference=finished.folder / "nothing")
+    with pytest.raises(ValueError, match=r"must be a finished run.*nothing"):
+        other.train_expert(1)
+    other = make_study(tmp_path, small(num_classes=0, steps=4), reference=finished.reference_folder)
+    with pytest.raises(ValueError, match=r"give another run.*num_classes 3, not 0"):
         other.train_expert(1)
     assert not (tmp_path / "experts").exists()
 
 
-def test_experts_judged_with_different_references_are_not_compared(finished, make_study, tmp_path):
-    path = finished.folder / "experts" / "01" / "result.json"
-    kept = path.read_text()
-    path.write_text(json.dumps({**json.loads(kept), "reference": "another"}))
-    with pytest.raises(ValueError, match=r"one reference.*another"):
-        finished.curves()
-    path.write_text(kept)
+def test_experts_are_judged_with_one_reference(finished, make_study, tmp_path):
+    """Another one is noticed by its weights, wherever they lie."""
+    shutil.copytree(finished.reference_folder, tmp_path / "copy")
+    assert make_study(finished.folder, reference=tmp_path / "copy").missing() == []
+    with open(training.Workdir(tmp_path / "copy").weights_file("ema"), "ab") as file:
+        file.write(b"x")
+    with pytest.raises(ValueError, match=r"(?s)another study.*study.quality.reference was"):
+        make_study(finished.folder, reference=tmp_path / "copy").train_expert(1)
+
+
+def test_an_expert_that_was_trained_but_not_judged_is_judged(finished, make_study, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "study")
+    result = tmp_path / "study" / "experts" / "01" / "result.json"
+    result.unlink()
+    with open(tmp_path / "study" / "times.jsonl", "a") as file:
+        file.write('{"part": "exp')  # killed
+    with pytest.raises(ValueError, match=r"(?s)another study.*steps was 8 and is now 16"):
+        make_study(tmp_path / "study", steps=16, quality_every=4).train_expert(1)
+    assert not result.exists()
+    again = make_study(tmp_path / "study")
+    assert again.missing() == [1]
+    again.train_expert(1)
+    assert [e.floor for e in again.curves()] == [e.floor for e in finished.curves()]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +241,7 @@ def test_experts_judged_with_different_references_are_not_compared(finished, mak
         ({"num_images": 1}, "num_images=1"),
         ({"loss_images": True}, "loss_images=True"),
         ({"num_experts": 0}, "num_clusters=0"),
+        ({"steps": 2}, "beyond the warm-up.*of 2 steps.*steps=2"),
     ],
 )
 def test_bad_arguments(make_study, tmp_path, changes, message):

@@ -70,10 +70,14 @@ def test_rank_correlation_with_ties_and_gaps():
         ([1, 2, 3, 5, 9], "rises"),
         ([5.0, 5.1, 5.2, 4.9, 5.0], "flat"),
         ([1, 5, 9, 4, 2], "peaks"),
-        ([9, 1, 5, 1, 9], "unclear"),
+        ([9, 1, 5, 1, 9], "valley"),
+        ([9, 6, 8, 6.5, 8], "unclear"),
         ([9, 5, 2, 4, 8], "valley"),
+        ([250, 150, 120, 107, 117], "falls"),
         ([9, np.nan, 4, 3, 1], "falls"),
-        ([np.nan, np.nan, 4, 3, np.nan], "unclear"),
+        ([np.nan, np.nan, 4, 3, np.nan], "unknown"),
+        ([5.5, 9, 8, 7, 2], "peaks"),
+        ([1, 2, 3, 4, 0.1], "peaks"),
     ],
 )
 def test_trends(difficulty, found):

@@ -145,6 +145,7 @@ def test_copies_of_an_image_count_as_often():
     [
         ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, "`images` must be a float array.*uint8"),
         ({"images": [[0.5]]}, "Received: images of list"),
+        ({"images": np.array([[1.0], [np.nan]])}, r"must be finite.*images\[1\]"),
         ({"levels": [0, 5]}, r"timesteps in 1\.\.99, each.*Received: levels=\[0"),
         ({"levels": [1.5]}, "must be timesteps"),
         ({"schedule": schedules.EDM(), "levels": [0.0]}, "signal and noise"),
@@ -157,6 +158,26 @@ def test_bad_arguments(changes, message):
     good = {"images": np.zeros((2, 3)), "schedule": schedules.LinearBeta(100), "levels": [5]}
     with pytest.raises(ValueError, match=message):
         study.relative_entropy(**{**good, **changes})
+
+
+@pytest.mark.parametrize("schedule", [schedules.LinearBeta(10), schedules.Cosine(4)])
+def test_levels_far_apart(schedule):
+    """Marginals with next to nothing in common are as far apart on each backend."""
+    greys = np.linspace(-1, 1, 21)[:, None] * np.ones((21, 3072))
+    estimate, error = study.relative_entropy(greys, schedule, [1, 2, 3], num_draws=64)
+    assert np.all(np.isfinite(estimate) & (estimate > 0.0) & np.isfinite(error))
+    assert np.all(np.diff(estimate) < 0.0)
+
+
+def test_copies_of_one_image_are_one_gaussian():
+    """Where images are equally long their length is no control."""
+    image = np.random.default_rng(0).normal(size=(1, 3072))
+    schedule = schedules.LinearBeta()
+    estimate, _ = study.relative_entropy(np.repeat(image, 7, axis=0), schedule, [1], num_draws=64)
+    alpha, sigma = schedule.alpha_sigma(np.array([0, 1]))
+    shift = 0.5 * (np.diff(alpha) / sigma[1]) ** 2 * np.sum(image**2)
+    width = study.gaussian_relative_entropy(0.0, schedule, [1], 3072)
+    np.testing.assert_allclose(estimate, width + shift, rtol=1e-9)
 
 
 def test_value_per_dimension():
