@@ -20,9 +20,9 @@ def trend(noise: Sequence[float], difficulty: Sequence[float]) -> str:
     """Returns how difficulty goes with noise: "falls", "rises", "flat", "peaks", "valley" or
     "unclear"; "unknown" for fewer than three values.
 
-    "peaks": highest away from both ends, and more than `FLAT` times as high as there; "valley":
-    lowest away from both ends, and more than `FLAT` times lower than there. Otherwise it falls or
-    rises if the rank correlation is at least `TREND`.
+    "peaks": highest away from both ends, and more than `FLAT` times as high as there. Otherwise it
+    falls or rises if the rank correlation is at least `TREND`. "valley": neither, and lowest away
+    from both ends, more than `FLAT` times lower than there.
 
     Args:
         noise: (K,) ascending.
@@ -38,12 +38,10 @@ def trend(noise: Sequence[float], difficulty: Sequence[float]) -> str:
     inner, ends = difficulty[1:-1], difficulty[[0, -1]]
     if inner.max() > FLAT * ends.max():
         return "peaks"
-    if FLAT * inner.min() < ends.min():
-        return "valley"
     correlation = rank_correlation(noise, difficulty)
     if abs(correlation) >= TREND:
         return "falls" if correlation < 0.0 else "rises"
-    return "unclear"
+    return "valley" if FLAT * inner.min() < ends.min() else "unclear"
 
 
 _SENTENCES = {
