@@ -3,6 +3,7 @@
 import io
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -50,12 +51,24 @@ class TensorBoardWriter:
         if self._writer is not None:
             self._writer.close()
 
+    def _await_later_name(self) -> None:
+        """Waits until a new file's name, which begins with the second, comes after all others.
+
+        TensorBoard reads the files by name: two runs within a second would be shown in any order.
+        """
+        files = Path(self.folder).glob("events.out.tfevents.*")
+        seconds = [int(path.name.split(".")[3]) for path in files]
+        missing = max(seconds, default=0) + 1 - time.time()
+        if 0.0 < missing <= 1.0:
+            time.sleep(missing)
+
     def _write(self, step: int, values: list) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         if self._writer is None:
+            self._await_later_name()
             self._writer = EventFileWriter(self.folder)
             if self.resumed_at is not None:
                 start = SessionLog(status=SessionLog.START)

@@ -55,3 +55,16 @@ def test_a_run_that_goes_on_replaces_what_lay_beyond(tmp_path, read_events):
         time.sleep(1.1)  # the files' names hold whole seconds
     losses = [(event.step, event.value) for event in read_events(tmp_path).Scalars("loss")]
     assert losses == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)]
+
+
+def test_a_run_within_the_same_second_comes_after_what_is_there(tmp_path, read_events):
+    """Whatever the other file's name goes on with after its second."""
+    first = TensorBoardWriter(tmp_path / "tensorboard")
+    first.scalars(1, {"loss": 0.5})
+    first.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    file.rename(file.with_name(f"events.out.tfevents.{int(time.time()):010d}.zzz"))
+    second = TensorBoardWriter(tmp_path / "tensorboard", resumed_at=1)
+    second.scalars(2, {"loss": 0.25})
+    second.close()
+    assert [event.step for event in read_events(tmp_path).Scalars("loss")] == [1, 2]

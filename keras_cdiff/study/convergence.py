@@ -55,7 +55,8 @@ class ConvergenceStudy:
             reference.
         num_images: images by which the quality is measured, at even distances in the data.
         num_steps: steps of the configuration's sampler from most noise down; None for its own.
-        quality_every: training steps between two measurements of the quality; None for steps / 4.
+        quality_every: training steps between two measurements of the quality; None for steps / 4;
+            rounded up to a multiple of `loss_every`.
         loss_every: training steps between two measurements of the loss.
         loss_images: images by which it is measured.
 
