@@ -14,6 +14,8 @@ TREND = 0.7
 FLAT = 1.5
 # An expert that fell by more than this share of its drop in its last fifth is still falling.
 STILL_FALLING = 0.03
+# A reference whose distance is not below this share of an untrained expert's is no measure.
+POOR = 0.9
 
 
 def trend(noise: Sequence[float], difficulty: Sequence[float]) -> str:
@@ -126,8 +128,8 @@ def loss_findings(
     falling = [expert.number for expert in experts if _still_falling(expert)]
     if falling:
         sentences.append(
-            f"Expert {_list(falling)} had not converged: in its last fifth its loss fell by more "
-            f"than {STILL_FALLING:.0%} of its drop, so it takes longer than stated."
+            f"Expert {_list(falling)} had not converged: in the last fifth the loss fell by more "
+            f"than {STILL_FALLING:.0%} of its drop, so convergence takes longer than stated."
         )
     return sentences
 
@@ -138,11 +140,13 @@ def quality_findings(experts: Sequence[ExpertCurves]) -> list[str]:
         return []
     # What is left, of the way from the untrained network to the reference.
     left = [
-        (e.quality[-1] - e.floor) / (e.quality[0] - e.floor) if e.quality[0] > e.floor else np.nan
+        (e.quality[-1] - e.floor) / (e.quality[0] - e.floor)
+        if e.floor < POOR * e.quality[0]
+        else np.nan
         for e in experts
     ]
     if np.all(np.isnan(left)):
-        return []
+        return ["The reference is hardly better than untrained experts: train it longer."]
     shown = _list(["unknown" if np.isnan(x) else f"{x:.1%}" for x in left])
     correlation = rank_correlation([e.number for e in experts], left)
     sentences = [

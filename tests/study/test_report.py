@@ -182,6 +182,8 @@ def test_words_follow_the_qualities():
     assert "2.5%, 1.2%, 0.6% and 0.3%" in text
     assert "falls with noise" in text
     assert quality_findings(experts([0.01, 0.02, 0.04, 0.08], quality=False)) == []
+    (text,) = quality_findings(experts([0.01, 0.02, 0.04, 0.08], floor=499.0))
+    assert "hardly better than untrained" in text
 
 
 def test_clusters_of_single_timesteps_are_shown_without_a_warning(tmp_path):
