@@ -28,29 +28,19 @@ A study that is interrupted (exit code 75) goes on if its command is repeated.
 import sys
 
 import backend_flag
+import configuration_flags
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(backend_flag)  # so that --help shows it
+for module in (backend_flag, configuration_flags):
+    flags.adopt_module_key_flags(module)  # so that --help shows them
 
 flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration that is studied.")
 flags.DEFINE_string("output", None, "Folder of the study: experts, figures, numbers, REPORT.md.")
-flags.DEFINE_string(
-    "data", None, "Images: emoji, npz:PATH, folder:PATH or tfds:NAME. Default: the preset's."
-)
-flags.DEFINE_integer(
-    "image_size", None, "Side of the images in pixels. Default: the preset's.", lower_bound=1
-)
-flags.DEFINE_integer(
-    "num_classes", None, "Classes; 0 for none. Default: those of the data.", lower_bound=0
-)
 flags.DEFINE_integer(
     "num_experts", 10, "Experts, one an interval; 0 for relative entropies alone.", lower_bound=0
 )
 flags.DEFINE_integer("steps", 500, "Training steps of each expert.", lower_bound=1)
-flags.DEFINE_integer(
-    "batch_size", None, "Images a training step. Default: the preset's.", lower_bound=1
-)
 flags.DEFINE_list(
     "experts", None, "Numbers of those that this process trains, or none. Default: all."
 )
@@ -92,15 +82,6 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "num_clusters", None, "Clusters of equal difficulty. Default: the preset's.", lower_bound=1
-)
-flags.DEFINE_integer(
-    "seed", 0, "Seed of weights, data order and noise.", lower_bound=0, upper_bound=2**32 - 1
-)
-flags.DEFINE_enum(
-    "dtype_policy",
-    "float32",
-    ["float32", "mixed_bfloat16", "mixed_float16"],
-    "Precision of the networks.",
 )
 flags.mark_flag_as_required("output")
 

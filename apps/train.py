@@ -34,24 +34,16 @@ import json
 import sys
 
 import backend_flag
+import configuration_flags
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(backend_flag)  # so that --help shows it
+for module in (backend_flag, configuration_flags):
+    flags.adopt_module_key_flags(module)  # so that --help shows them
 
 flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration to start from.")
 flags.DEFINE_string("workdir", None, "Folder of the run: configuration, log, weights, samples.")
-flags.DEFINE_string(
-    "data", None, "Images: emoji, npz:PATH, folder:PATH or tfds:NAME. Default: the preset's."
-)
-flags.DEFINE_integer(
-    "image_size", None, "Side of the images in pixels. Default: the preset's.", lower_bound=1
-)
-flags.DEFINE_integer(
-    "num_classes", None, "Classes; 0 for none. Default: those of the data.", lower_bound=0
-)
 flags.DEFINE_integer("steps", None, "Training steps. Default: the preset's.", lower_bound=1)
-flags.DEFINE_integer("batch_size", None, "Images a step. Default: the preset's.", lower_bound=1)
 flags.DEFINE_float(
     "learning_rate",
     None,
@@ -92,19 +84,10 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_enum(
-    "dtype_policy",
-    "float32",
-    ["float32", "mixed_bfloat16", "mixed_float16"],
-    "Precision of the network; noise levels and losses stay float32.",
-)
-flags.DEFINE_enum(
     "jit_compile",
     "auto",
     ["auto", "true", "false"],
     "Whether XLA or torch.compile compiles the training step; auto: what suits the network.",
-)
-flags.DEFINE_integer(
-    "seed", 0, "Seed of weights, data order and noise.", lower_bound=0, upper_bound=2**32 - 1
 )
 flags.DEFINE_integer("log_every", 100, "Steps between two records of the log.", lower_bound=1)
 flags.DEFINE_integer(
