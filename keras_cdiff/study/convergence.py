@@ -19,7 +19,13 @@ from keras_cdiff.files import strict_json, write_whole
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.schedules import EDM
 from keras_cdiff.study.expert_curves import ExpertCurves, read_curves, read_records
-from keras_cdiff.study.measuring import LossCurve, QualityCurve, Timed, denoised_by
+from keras_cdiff.study.measuring import (
+    LossCurve,
+    QualityCurve,
+    Timed,
+    denoised_by,
+    refuse_another_study,
+)
 from keras_cdiff.training import Workdir, load_run, train
 from keras_cdiff.training.building import build_sampler
 from keras_cdiff.training.run import count_classes
@@ -128,7 +134,8 @@ class ConvergenceStudy:
         if not self.own_reference:
             return
         workdir = Workdir(self.reference_folder)
-        self._check_same(workdir, self.config)
+        if workdir.config_file.exists():
+            self._check_same(workdir, self.config)
         if workdir.weights_step() is None:
             with self._timed(REFERENCE):
                 train(self.config, workdir.path)
@@ -281,19 +288,13 @@ class ConvergenceStudy:
 
     def _check_same(self, workdir: Workdir, config: dict) -> None:
         """Raises a ValueError if a run of the study was begun with other settings."""
-        if not workdir.config_file.exists():
-            return
         old, new = workdir.config(), json.loads(json.dumps(config))
         changes = differences(old, new)
         # A run may be trained further, but its curve would no longer be that of this study.
         steps = [run["training"]["steps"] for run in (old, new)]
         if steps[0] != steps[1]:
             changes.append(f"training.steps was {steps[0]} and is now {steps[1]}")
-        if changes:
-            raise ValueError(
-                "The folder holds another study: choose another one, or the same settings. "
-                f"Received: folder={str(self.folder)!r}, where\n  " + "\n  ".join(changes)
-            )
+        refuse_another_study(self.folder, changes)
 
     def _images(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
         backbone = self.config["model"]["backbone"]

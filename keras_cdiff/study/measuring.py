@@ -1,4 +1,4 @@
-"""What watches an expert while it trains, and how long that took."""
+"""What watches an expert and keeps its study in order: curves, times, settings."""
 
 import time
 from collections.abc import Sequence
@@ -46,6 +46,20 @@ def denoised_by(
     return DenoisedImages(
         expert, reference, images, labels, interval, sampler, use_ema=use_ema, name=name
     )
+
+
+def refuse_another_study(folder: Path, changes: Sequence[str]) -> None:
+    """Raises a ValueError if there are changes between a study's folder and what is asked of it.
+
+    Args:
+        folder: of the study.
+        changes: a line each, as `keras_cdiff.training.workdir.differences` returns them.
+    """
+    if changes:
+        raise ValueError(
+            "The folder holds another study: choose another one, or the same settings. "
+            f"Received: folder={str(folder)!r}, where\n  " + "\n  ".join(changes)
+        )
 
 
 class Timed:

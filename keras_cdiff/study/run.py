@@ -16,6 +16,7 @@ from keras_cdiff.files import write_whole
 from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule
 from keras_cdiff.study.convergence import ConvergenceStudy
 from keras_cdiff.study.entropy_curve import measure_entropy
+from keras_cdiff.study.measuring import refuse_another_study
 from keras_cdiff.study.report import write_report
 from keras_cdiff.training.workdir import differences
 from keras_cdiff.version import __version__
@@ -128,12 +129,8 @@ def _claim(folder: Path, config: dict) -> None:
     """Makes the folder that of a study of `config`, and refuses that of another."""
     claimed = folder / "study.json"
     ours = json.loads(json.dumps({**config, "curriculum": None}))
-    changes = differences(json.loads(claimed.read_text()), ours) if claimed.is_file() else []
-    if changes:
-        raise ValueError(
-            "The folder holds another study: choose another one, or the same settings. "
-            f"Received: folder={str(folder)!r}, where\n  " + "\n  ".join(changes)
-        )
+    if claimed.is_file():
+        refuse_another_study(folder, differences(json.loads(claimed.read_text()), ours))
     text = json.dumps(ours, indent=2, allow_nan=False) + "\n"
     write_whole(claimed, lambda path: path.write_text(text))
 
