@@ -15,12 +15,11 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.evaluation.features.architecture import architecture
-from keras_cdiff.evaluation.features.download import fetch
 from keras_cdiff.evaluation.features.extractor import Extractor, input_shape
 from keras_cdiff.evaluation.features.inception import INCEPTION_INPUT, inception_network
 from keras_cdiff.evaluation.features.mobilenet_v2 import IMAGENET_INPUT, mobilenet_v2_network
 from keras_cdiff.evaluation.features.resize import check_mode
-from keras_cdiff.evaluation.features.weights_file import read_state_dict, weights_version
+from keras_cdiff.weights import fetch, read_state_dict, weights_version
 
 Weights = str | os.PathLike | Mapping[str, np.ndarray] | None
 

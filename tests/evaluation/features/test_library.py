@@ -16,7 +16,7 @@ from keras_cdiff.evaluation.features import (
     open_extractor,
 )
 from keras_cdiff.evaluation.features.resize import MODES, resize_image
-from keras_cdiff.evaluation.features.weights_file import weights_version
+from keras_cdiff.weights.weights_file import weights_version
 
 
 class Pixels(keras.Model):

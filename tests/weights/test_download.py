@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from keras_cdiff.evaluation.features.download import PUBLISHED, RemoteFile, fetch
+from keras_cdiff.weights.download import PUBLISHED, RemoteFile, fetch
 
 pytestmark = pytest.mark.backend_free
 

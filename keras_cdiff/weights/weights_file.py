@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from keras_cdiff.evaluation.features.torch_pickle import read_legacy_torch, read_zipped_torch
+from keras_cdiff.weights.torch_pickle import read_legacy_torch, read_zipped_torch
 
 _SAFETENSORS_DTYPES = {
     "F64": "<f8",

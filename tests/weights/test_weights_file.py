@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from keras_cdiff.evaluation.features.weights_file import read_state_dict, weights_version
+from keras_cdiff.weights.weights_file import read_state_dict, weights_version
 
 pytestmark = pytest.mark.backend_free
 
