@@ -36,6 +36,28 @@ class Denoising:
         learned = self.num_classes and getattr(self.backbone, "label_dropout", None) != 0
         return self.num_classes if learned else None
 
+    @property
+    def context_width(self) -> int | None:
+        """Features of a context's rows, 0 if the model takes no context; None if its backbone does
+        not say.
+        """
+        return getattr(self.backbone, "context_width", None)
+
+    @property
+    def learns_null_context(self) -> bool:
+        """Whether training drops contexts now and then, so that guidance by context is defined."""
+        return getattr(self.backbone, "context_dropout", None) != 0
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether the model has conditions, and has learned the null one of each."""
+        null = []
+        if self.num_classes:
+            null.append(self.null_label is not None)
+        if self.context_width:
+            null.append(self.learns_null_context)
+        return bool(null) and all(null)
+
     def add_noise(self, image: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """Returns x_t = alpha x_0 + sigma eps for images and noise (B, H, W, C) at levels (B,)."""
         return (
@@ -75,7 +97,8 @@ class Denoising:
             x: (B, H, W, C) noisy images.
             level: (B,) or (), noise levels in the schedule's native coordinate.
             label: (B,) int class labels; `num_classes` is the null label.
-            context: (B, L, D) conditioning sequence.
+            context: (B, L, D) conditioning sequence; rows of zeros are padding, and zeros alone the
+                null context.
             guidance: the scale w; exactly 1.0 asks the network once instead of twice.
             guidance_channels: guide only that many first channels (official DiT: 3).
             use_ema: whether the averaged weights answer.

@@ -21,6 +21,7 @@ from keras_cdiff.schedules import Schedule
 from keras_cdiff.train_step import TrainStep
 from keras_cdiff.validation import (
     check_batch,
+    check_contexts,
     check_images,
     check_labels,
     check_names,
@@ -39,8 +40,9 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
     remove it.
 
     `fit`, `evaluate` and the like take images (B, H, W, C) in [-1, 1], or (images, labels), or a
-    dict with "image" and optionally "label" and "context"; "level" (B,) and "noise" (B, H, W, C)
-    may be given too and are then not drawn.
+    dict with "image" and optionally "label" and "context" (B, L, D), the embedded tokens of a text,
+    rows of zeros being padding; "level" (B,) and "noise" (B, H, W, C) may be given too and are then
+    not drawn.
 
     Noise and levels of a step are a function of (seed, iteration) alone. The average of the weights
     lives in a second copy of the network, `ema_backbone`; see also `averages`.
@@ -198,12 +200,14 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
             check_images(images, self.image_shape)
         if isinstance(labels, np.ndarray | list):
             check_labels(labels, self.num_classes)
+        if isinstance(x, dict) and isinstance(x.get("context"), np.ndarray):
+            check_contexts(x["context"], self.context_width)
         return super().fit(x, y, *args, **kwargs)
 
     def batch(self, inputs: object) -> dict[str, Tensor]:
         """Returns `inputs`, images or a dict, as a checked dict of tensors."""
         batch = dict(inputs) if isinstance(inputs, dict) else {"image": inputs}
-        check_batch(batch, self.image_shape, self.num_classes)
+        check_batch(batch, self.image_shape, self.num_classes, self.context_width)
         return batch
 
     def pack(self, data: object) -> tuple:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_cdiff.backbones.inputs import check_context
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
@@ -43,6 +44,17 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
+def check_contexts(contexts: np.ndarray, context_width: int | None) -> None:
+    """Raises a ValueError unless `contexts` is finite float (N, L, context_width)."""
+    if context_width is not None:
+        check_context(contexts.shape, str(contexts.dtype), context_width)
+    if not np.isfinite(contexts).all():
+        raise ValueError(
+            "`context` must be finite: look for the texts whose embeddings are not. "
+            f"Received: {np.count_nonzero(~np.isfinite(contexts))} values that are NaN or infinite"
+        )
+
+
 def check_names(batch: dict) -> None:
     """Raises a ValueError unless the batch holds "image", and nothing that is unknown."""
     if "image" not in batch or not set(batch) <= set(_NAMES):
@@ -52,7 +64,12 @@ def check_names(batch: dict) -> None:
         )
 
 
-def check_batch(batch: dict, image_shape: tuple[int, int, int], num_classes: int) -> None:
+def check_batch(
+    batch: dict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    context_width: int | None = None,
+) -> None:
     """Raises a ValueError unless names, static shapes and dtypes are those that the model takes."""
     check_names(batch)
     image = batch["image"]
@@ -60,6 +77,10 @@ def check_batch(batch: dict, image_shape: tuple[int, int, int], num_classes: int
     label = batch.get("label")
     if label is not None:
         _check_label_dtype(keras.backend.standardize_dtype(label.dtype), num_classes)
+    context = batch.get("context")
+    if context is not None and context_width is not None:
+        dtype = keras.backend.standardize_dtype(context.dtype)
+        check_context(tuple(context.shape), dtype, context_width)
 
 
 def check_parts(

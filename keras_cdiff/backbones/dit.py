@@ -8,10 +8,11 @@ import re
 import keras
 from keras import ops
 
+from keras_cdiff.backbones.context import ContextEmbedding, drop_context
+from keras_cdiff.backbones.dit_block import DiTBlock
 from keras_cdiff.backbones.inputs import check_inputs, check_whole
 from keras_cdiff.backbones.layers import (
     LabelEmbedding,
-    SelfAttention,
     TimestepEmbedding,
     TokenDense,
     drop_labels,
@@ -26,53 +27,9 @@ Tensor = keras.KerasTensor
 
 
 @keras.saving.register_keras_serializable("keras_cdiff")
-class DiTBlock(keras.layers.Layer):
-    """A transformer block whose norms and residuals the condition modulates (adaLN-Zero).
-
-    x <- x + g_1 attention(norm(x) (1 + s_1) + b_1), then the same with a two-layer perceptron. The
-    condition gives b, s and g by one linear map that starts at zero: the block starts as identity.
-
-    Args:
-        num_heads: attention heads.
-        mlp_ratio: width of the perceptron's hidden layer, in units of the block's width.
-
-    Source: Peebles and Xie, 2023, section 3.2 and figure 3.
-    """
-
-    def __init__(self, num_heads: int, mlp_ratio: float = 4.0, **kwargs: object):
-        super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
-
-    def build(self, x_shape: tuple, condition_shape: tuple) -> None:
-        policy, width = self.dtype_policy, x_shape[-1]
-        hidden_width = int(width * self.mlp_ratio)
-        self.modulation = keras.layers.Dense(
-            6 * width, kernel_initializer="zeros", dtype=policy, name="modulation"
-        )
-        self.attention = SelfAttention(self.num_heads, dtype=policy, name="attention")
-        self.hidden = TokenDense(hidden_width, dtype=policy, name="hidden")
-        self.projection = TokenDense(width, dtype=policy, name="projection")
-        self.modulation.build(condition_shape)
-        self.attention.build(x_shape)
-        self.hidden.build(x_shape)
-        self.projection.build((*x_shape[:-1], hidden_width))
-
-    def call(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Maps tokens (B, N, D), given the condition (B, D) after its SiLU, to tokens."""
-        b1, s1, g1, b2, s2, g2 = ops.split(self.modulation(condition)[:, None], 6, axis=-1)
-        x = x + g1 * self.attention(modulate(layer_norm(x), b1, s1))
-        hidden = ops.gelu(self.hidden(modulate(layer_norm(x), b2, s2)), approximate=True)
-        return x + g2 * self.projection(hidden)
-
-    def get_config(self) -> dict:
-        sizes = {"num_heads": self.num_heads, "mlp_ratio": self.mlp_ratio}
-        return {**super().get_config(), **sizes}
-
-
-@keras.saving.register_keras_serializable("keras_cdiff")
 class DiT(keras.Model):
-    """Diffusion transformer with adaLN-Zero conditioning on the noise level and a class label.
+    """Diffusion transformer with adaLN-Zero conditioning on the noise level and a class label, or a
+    context such as a text, to whose tokens each block attends as well.
 
     Initialised as its paper describes: at the start the output is exactly zero. Noise level, output
     and the embeddings of level and label are float32 under every dtype policy.
@@ -88,6 +45,9 @@ class DiT(keras.Model):
         num_classes: number of classes; 0 for a network that takes no labels.
         label_dropout: probability with which training replaces a label by the null label, in
             [0, 1). The null label exists only if this is above 0.
+        context_width: features of a context's rows; 0 for a network that takes no context.
+        context_dropout: probability with which training replaces a context by the null context, in
+            [0, 1). The null context is learned only if this is above 0.
         out_channels: channels of the output; None for `channels`. A learned variance needs twice
             as many.
         rematerialize: whether the backward pass computes the activations inside each block again
@@ -102,8 +62,10 @@ class DiT(keras.Model):
             c_noise.
         label: (B,) int class labels; `num_classes` is the null label, and None stands for it. A
             label beyond it cannot be detected inside a compiled step.
-        context, augment: must be None, this network takes neither.
-        training: whether labels are dropped, and activations rematerialized.
+        context: (B, L, D) float, D = context_width, of any length L: rows that are all zero are
+            padding, and a context of nothing else is the null context, for which None stands.
+        augment: must be None, this network takes none.
+        training: whether labels and contexts are dropped, and activations rematerialized.
 
     Returns:
         (B, H, W, out_channels) float32.
@@ -126,6 +88,8 @@ class DiT(keras.Model):
         mlp_ratio: float = 4.0,
         num_classes: int = 0,
         label_dropout: float = 0.1,
+        context_width: int = 0,
+        context_dropout: float = 0.1,
         out_channels: int | None = None,
         rematerialize: bool = False,
         dtype: str | keras.DTypePolicy | None = None,
@@ -143,6 +107,8 @@ class DiT(keras.Model):
         self.mlp_ratio = mlp_ratio
         self.num_classes = num_classes
         self.label_dropout = label_dropout
+        self.context_width = context_width
+        self.context_dropout = context_dropout
         self.out_channels = channels if out_channels is None else out_channels
         self.rematerialize = rematerialize
         self._check_sizes()
@@ -161,8 +127,12 @@ class DiT(keras.Model):
                 dtype="float32",
                 name="label_embedding",
             )
+        self.context_embedding = None
+        if context_width:
+            self.context_embedding = ContextEmbedding(width, dtype=policy, name="context_embedding")
         self.blocks = [
-            DiTBlock(num_heads, mlp_ratio, dtype=policy, name=f"block_{i}") for i in range(depth)
+            DiTBlock(num_heads, mlp_ratio, context_width > 0, dtype=policy, name=f"block_{i}")
+            for i in range(depth)
         ]
         self.final_modulation = keras.layers.Dense(
             2 * width, kernel_initializer="zeros", dtype=policy, name="final_modulation"
@@ -210,6 +180,8 @@ class DiT(keras.Model):
         self.level_embedding.build((None,))
         if self.label_embedding is not None:
             self.label_embedding.build((None,))
+        if self.context_embedding is not None:
+            self.context_embedding.build((None, None, self.context_width))
         for block in self.blocks:
             block.build(tokens, (None, self.width))
         self.final_modulation.build((None, self.width))
@@ -220,21 +192,25 @@ class DiT(keras.Model):
         x: Tensor,
         level: Tensor,
         label: Tensor | None = None,
-        context: None = None,
+        context: Tensor | None = None,
         augment: None = None,
         training: bool = False,
     ) -> Tensor:
-        check_inputs(self, x, level, label)
-        if context is not None or augment is not None:
+        check_inputs(self, x, level, label, context)
+        if augment is not None:
             raise ValueError(
-                "A DiT takes neither `context` nor `augment`: leave them out. "
-                f"Received: context={context}, augment={augment}"
+                "A DiT is told of no augmentation: leave `augment` out. "
+                f"Received: augment.shape={tuple(augment.shape)}"
             )
         tokens = self.embed_patches(x)
-        condition = ops.cast(self.condition(level, label, training), self.compute_dtype)
+        seen, pooled = (), None
+        if self.context_embedding is not None:
+            *seen, pooled = self.context_embedding(self._context(level, context, training))
+        condition = self.condition(level, label, training, pooled)
+        condition = ops.cast(condition, self.compute_dtype)
         again = self.rematerialize and training
         for block in self.blocks:
-            inputs = tokens, condition
+            inputs = tokens, condition, *seen
             tokens = rematerialized(block, *inputs) if again else block(*inputs)
         shift, scale = ops.split(self.final_modulation(condition)[:, None], 2, axis=-1)
         patches = self.final_projection(modulate(layer_norm(tokens), shift, scale))
@@ -249,9 +225,15 @@ class DiT(keras.Model):
         return self.patch_embedding(patches) + ops.cast(self.positions, self.compute_dtype)
 
     def condition(
-        self, level: Tensor, label: Tensor | None = None, training: bool = False
+        self,
+        level: Tensor,
+        label: Tensor | None = None,
+        training: bool = False,
+        pooled: Tensor | None = None,
     ) -> Tensor:
-        """Returns SiLU of the sum of the embeddings of level and label, (B, width) float32."""
+        """Returns SiLU of the sum of the embeddings of level, label and context, (B, width)
+        float32.
+        """
         embedding = self.level_embedding(level)
         if self.label_embedding is not None:
             if label is None and self.label_dropout == 0:
@@ -267,7 +249,21 @@ class DiT(keras.Model):
                     label, self.label_dropout, self.num_classes, self.seed_generator
                 )
             embedding = embedding + self.label_embedding(label)
-        return ops.silu(embedding)
+        return ops.silu(embedding if pooled is None else embedding + pooled)
+
+    def _context(self, level: Tensor, context: Tensor | None, training: bool) -> Tensor:
+        """The context, or the null one: where there is none, and now and then in training."""
+        if context is None and self.context_dropout == 0:
+            raise ValueError(
+                "Without `context` the network uses the null context, which it has learned only "
+                "with context_dropout > 0: give `context`, or build with context_dropout > 0. "
+                f"Received: context=None, context_dropout={self.context_dropout}"
+            )
+        if context is None:
+            return ops.zeros((ops.shape(level)[0], 1, self.context_width))
+        if training and self.context_dropout > 0:
+            return drop_context(context, self.context_dropout, self.seed_generator)
+        return context
 
     def _from_patches(self, patches: Tensor) -> Tensor:
         g, p, c = self.grid, self.patch_size, self.out_channels
@@ -275,9 +271,11 @@ class DiT(keras.Model):
         return ops.reshape(pixels, (-1, g * p, g * p, c))
 
     def _check_sizes(self) -> None:
-        sizes = "image_size patch_size channels width depth num_heads out_channels num_classes"
+        sizes = "image_size patch_size channels width depth num_heads out_channels"
         for name in sizes.split():
-            check_whole(name, getattr(self, name), 0 if name == "num_classes" else 1)
+            check_whole(name, getattr(self, name), 1)
+        for name in ("num_classes", "context_width"):
+            check_whole(name, getattr(self, name), 0)
         if self.image_size % self.patch_size:
             raise ValueError(
                 "`image_size` must be a multiple of `patch_size`. "
@@ -288,14 +286,14 @@ class DiT(keras.Model):
                 "`width` must be a multiple of `num_heads` and of 4. "
                 f"Received: width={self.width}, num_heads={self.num_heads}"
             )
-        if not 0.0 <= self.label_dropout < 1.0:
-            raise ValueError(
-                f"`label_dropout` must lie in [0, 1). Received: label_dropout={self.label_dropout}"
-            )
+        for name in ("label_dropout", "context_dropout"):
+            rate = getattr(self, name)
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f"`{name}` must lie in [0, 1). Received: {name}={rate}")
 
     def get_config(self) -> dict:
         names = (
             "image_size patch_size channels width depth num_heads mlp_ratio num_classes "
-            "label_dropout out_channels rematerialize"
+            "label_dropout context_width context_dropout out_channels rematerialize"
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}

@@ -8,15 +8,28 @@ import numpy as np
 Tensor = keras.KerasTensor
 
 
-def check_inputs(network: keras.Model, x: Tensor, level: Tensor, label: Tensor | None) -> None:
+def check_inputs(
+    network: keras.Model,
+    x: Tensor,
+    level: Tensor,
+    label: Tensor | None,
+    context: Tensor | None = None,
+) -> None:
     """Raises a ValueError unless the inputs fit the network.
 
     Args:
-        network: a backbone; its image_size, channels and num_classes decide.
+        network: a backbone; its image_size, channels, num_classes and context_width decide.
         x: (B, H, W, C) float.
         level: (B,).
         label: (B,) int, or None.
+        context: (B, L, D) float, or None.
     """
+    if context is not None:
+        check_context(
+            tuple(context.shape),
+            keras.backend.standardize_dtype(context.dtype),
+            network.context_width,
+        )
     expected = (network.image_size, network.image_size, network.channels)
     if len(x.shape) != 4 or tuple(x.shape[1:]) != expected:
         raise ValueError(
@@ -47,6 +60,26 @@ def check_inputs(network: keras.Model, x: Tensor, level: Tensor, label: Tensor |
             f"`label` must be integers (batch,) in 0..{network.num_classes - 1}, or the null label "
             f"{network.num_classes}. "
             f"Received: label.shape={tuple(label.shape)}, label.dtype={dtype}"
+        )
+
+
+def check_context(shape: tuple, dtype: str, context_width: int) -> None:
+    """Raises a ValueError unless a context of that shape and dtype fits a network.
+
+    Args:
+        shape: that of the context, None for sizes that are not known.
+        dtype: its dtype.
+        context_width: features of a row that the network takes; 0 if it takes no context.
+    """
+    if context_width == 0:
+        raise ValueError(
+            "This network takes no context: build a DiT with context_width, or leave `context` "
+            f"out. Received: context.shape={shape}"
+        )
+    if len(shape) != 3 or shape[2] != context_width or "float" not in dtype:
+        raise ValueError(
+            f"`context` must be floats (batch, length, {context_width}), rows of zeros being "
+            f"padding. Received: context.shape={shape}, context.dtype={dtype}"
         )
 
 

@@ -71,6 +71,38 @@ def drop_labels(
     return ops.where(dropped, ops.cast(null_label, label.dtype), label)
 
 
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None = None
+) -> Tensor:
+    """Returns softmax(q k^T / sqrt(D / heads)) v, of each head, side by side.
+
+    Args:
+        query: (B, N, D), D a multiple of `num_heads`.
+        key: (B, S, D).
+        value: (B, S, D).
+        num_heads: number of heads.
+        mask: (B, S), 1 for keys that may be attended to and 0 for others; None for all.
+
+    Returns:
+        (B, N, D), of the dtype of `query`.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.2.
+    """
+    dtype, width = query.dtype, query.shape[-1]
+
+    def split(x: Tensor) -> Tensor:
+        if keras.backend.backend() == "jax" and keras.backend.standardize_dtype(dtype) == "float16":
+            # JAX multiplies float16 with float32 sums here, which XLA cannot on a CPU.
+            x = ops.cast(x, "float32")
+        length = ops.shape(x)[1]  # of a context, not always known beforehand
+        return ops.reshape(x, (-1, length, num_heads, width // num_heads))
+
+    if mask is not None:
+        mask = ops.cast(mask, "bool")[:, None, None, :]
+    attended = ops.dot_product_attention(split(query), split(key), split(value), mask=mask)
+    return ops.reshape(ops.cast(attended, dtype), (-1, ops.shape(query)[1], width))
+
+
 @keras.saving.register_keras_serializable("keras_cdiff")
 class TokenDense(keras.layers.Dense):
     """A dense layer over tokens (B, N, D) or pixels (B, H, W, D), computed as one matrix product
@@ -79,7 +111,7 @@ class TokenDense(keras.layers.Dense):
 
     # On CPU, JAX is twice as slow at the weight gradient of a product over (B, N, D).
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
-        *positions, width = inputs.shape[1:]
+        *positions, width = ops.shape(inputs)[1:]
         outputs = super().call(ops.reshape(inputs, (-1, width)), training=training)
         return ops.reshape(outputs, (-1, *positions, self.units))
 
@@ -173,16 +205,8 @@ class SelfAttention(keras.layers.Layer):
         self.projection.build(x_shape)
 
     def call(self, x: Tensor) -> Tensor:
-        num_tokens, width = x.shape[1:]
-        heads = (-1, num_tokens, self.num_heads, width // self.num_heads)
-        qkv = self.qkv(x)
-        if keras.backend.backend() == "jax" and self.compute_dtype == "float16":
-            # JAX multiplies float16 with float32 sums here, which XLA cannot on a CPU.
-            qkv = ops.cast(qkv, "float32")
-        query, key, value = (ops.reshape(y, heads) for y in ops.split(qkv, 3, axis=-1))
-        attended = ops.dot_product_attention(query, key, value)
-        attended = ops.cast(attended, self.compute_dtype)
-        return self.projection(ops.reshape(attended, (-1, num_tokens, width)))
+        query, key, value = ops.split(self.qkv(x), 3, axis=-1)
+        return self.projection(attend(query, key, value, self.num_heads))
 
     def get_config(self) -> dict:
         serialize = keras.initializers.serialize

@@ -12,6 +12,7 @@ from keras_cdiff.samplers.guidance import Guidance
 from keras_cdiff.samplers.heun import Heun
 from keras_cdiff.samplers.sampler import Denoise, Sampler
 from keras_cdiff.schedules import DiscreteSchedule, RectifiedFlow
+from keras_cdiff.validation import check_contexts
 
 
 def sample(
@@ -41,7 +42,8 @@ def sample(
         seed: seed of the first sample, the others follow by ones; or N seeds; >= 0.
         label: class of all samples or N classes, each in 0..num_classes, where num_classes is the
             null label, if training dropped labels. None: the null label.
-        context: conditioning sequence of all samples, (L, D), or one each, (N, L, D).
+        context: conditioning sequence of all samples, (L, D), or one each, (N, L, D), such as a
+            text encoder's `encode` returns; rows of zeros are padding. None: the null context.
         guidance: scale w >= 0 of classifier-free guidance, 1 for none, or a `Guidance`.
         use_ema: whether the averaged weights are used, if the model keeps an average.
         batch_size: samples drawn at once; the last batch is filled up, so that nothing compiles
@@ -154,6 +156,12 @@ def _check_guidance(
             "train with label_dropout > 0, or leave guidance at 1. "
             f"Received: guidance={guidance.scale}, label_dropout=0"
         )
+    if context and not model.learns_null_context:
+        raise ValueError(
+            "Guidance by context needs the null context, which this network never saw in training: "
+            "train with context_dropout > 0, or leave guidance at 1. "
+            f"Received: guidance={guidance.scale}, context_dropout=0"
+        )
     if not np.any(guidance.covers(levels)):
         raise ValueError(
             "The guidance's `interval` must hold at least one of the sampler's levels, which lie "
@@ -225,6 +233,7 @@ def _condition(
                 f"`context` must have shape (L, D) or ({num_samples}, L, D). "
                 f"Received: context with shape {context.shape}"
             )
+        check_contexts(context.reshape(-1, *context.shape[-2:]), model.context_width)
         condition["context"] = np.broadcast_to(context, (num_samples, *context.shape[-2:]))
     return condition
 

@@ -31,6 +31,7 @@ def test_takes_the_same_steps(make_model, batch, policy, quick):
 
     def train(rematerialize):
         network = {"depth": 2 if policy == "float32" else 1, "label_dropout": 0.5, "dtype": policy}
+        network |= {"context_width": 6, "context_dropout": 0.5}
         model = make_model("ddpm", average=None, rematerialize=rematerialize, **network)
         randomise(model.backbone)
         before = numpy_weights(model.backbone)
@@ -39,8 +40,10 @@ def test_takes_the_same_steps(make_model, batch, policy, quick):
         if policy == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**8)
         model.compile(optimizer, **quick)
+        context = np.random.default_rng(1).normal(size=(len(images), 2, 6)).astype("float32")
+        inputs = {"image": images, "context": context}
         losses = [
-            model.train_on_batch(images, labels, return_dict=True)["batch_loss"] for _ in range(2)
+            model.train_on_batch(inputs, labels, return_dict=True)["batch_loss"] for _ in range(2)
         ]
         if keras.backend.backend() == "jax":
             model.jax_state_sync()
