@@ -1,12 +1,18 @@
 """What is written to disk: files that are there whole or not at all, logs, and strict JSON."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
@@ -54,6 +60,31 @@ def write_whole_folder(path: str | os.PathLike, write: Callable[[Path], object])
         raise
 
 
+@contextlib.contextmanager
+def exclusive(folder: str | os.PathLike, message: str) -> Iterator[None]:
+    """Keeps a second process out of a folder while the block runs, by a lock on the file `lock` in
+    it; the system releases it if the process dies. Where Python has no flock nothing is locked.
+
+    Args:
+        folder: the folder; it is made if missing.
+        message: what the ValueError says to a second process.
+
+    Raises:
+        ValueError: if another process is in the block.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    with open(folder / "lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{message} Received: folder={str(folder)!r}") from None
+        yield
+
+
 def append_record(path: str | os.PathLike, record: dict) -> None:
     """Appends a record to a file of JSON lines; it is on the disk when this returns.
 
@@ -87,6 +118,19 @@ def strict_json(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Returns the sha256 of a file, in 64 hex digits.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Published weights, downloaded once and checked."""
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -10,14 +9,14 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_cdiff.files import write_whole
+from keras_cdiff.files import file_digest, write_whole
 
 
 class RemoteFile(NamedTuple):
-    """A file on the web that never changes: its address, bytes and sha256."""
+    """A file on the web that never changes: its address, bytes (None if not known) and sha256."""
 
     url: str
-    size: int
+    size: int | None
     sha256: str
 
     @property
@@ -67,7 +66,8 @@ def fetch(remote: str | RemoteFile, folder: str | os.PathLike | None = None) -> 
                 f"Received: path={str(path)!r}"
             )
         return path
-    print(f"Downloading {remote.url} ({remote.size / 1e6:.1f} MB) to {path}", file=sys.stderr)
+    size = "" if remote.size is None else f" ({remote.size / 1e6:.1f} MB)"
+    print(f"Downloading {remote.url}{size} to {path}", file=sys.stderr)
     try:
         write_whole(path, lambda temporary: _download(remote, temporary))
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -94,8 +94,7 @@ def _download(remote: RemoteFile, path: Path) -> None:
 def _fault(path: Path, remote: RemoteFile) -> str | None:
     """What is wrong with a file, or None."""
     size = path.stat().st_size
-    if size != remote.size:
+    if remote.size not in (None, size):
         return f"has {size} bytes instead of {remote.size}"
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     return None if digest == remote.sha256 else f"has the sha256 {digest}, not {remote.sha256}"

@@ -1,0 +1,100 @@
+"""A small convolutional autoencoder with a KL term, which trains on two CPU cores."""
+
+import keras
+from keras import layers
+
+from keras_cdiff.autoencoders.network_weights import draw_weights
+
+Tensor = keras.KerasTensor
+
+_GROUPS = 8
+
+
+def kl_networks(
+    factor: int = 4, channels: int = 4, width: int = 32, seed: int = 0
+) -> tuple[keras.Model, keras.Model]:
+    """Returns an encoder and a decoder, both fully convolutional, with drawn weights.
+
+    The encoder halves the image log2(factor) times by strided convolutions, the decoder doubles it
+    by repeating pixels; a residual block follows each, but for the last. Widths are width / 2 at
+    the image's own size, `width` at half of it, and 2 width below. By default there are 388,000
+    weights.
+
+    Args:
+        factor: pixels of the image to one of the latents along each side: 2, 4, 8, ...
+        channels: C, of the latents; neither 1 nor 3, which are images' everywhere in this package.
+        width: a multiple of 16.
+        seed: of the weights, which are the same on every backend; a non-negative integer.
+
+    Returns:
+        The encoder, from images (B, H, W, 3) in [-1, 1], H and W multiples of `factor`, to
+        (B, H / factor, W / factor, 2 C), mean and log variance; and the decoder, from latents
+        (B, h, w, C) to images (B, h factor, w factor, 3).
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: the KL-regularised autoencoders of Rombach et al., "High-Resolution Image Synthesis with
+        Latent Diffusion Models" (2022), section 3.1 and appendix G, made small and without
+        attention.
+    """
+    _check(factor, channels, width)
+    levels = factor.bit_length() - 1
+    widths = [width // 2, width, *[2 * width] * levels][: levels + 1]
+
+    images = keras.Input((None, None, 3), dtype="float32", name="images")
+    x = _convolution(widths[0])(images)
+    for filters in widths[1:]:
+        x = _block(_convolution(filters, strides=2)(x), filters)
+    x = _block(x, widths[-1])
+    encoder = keras.Model(images, _convolution(2 * channels)(_activated(x)), name="encoder")
+
+    latents = keras.Input((None, None, channels), dtype="float32", name="latents")
+    x = _convolution(widths[-1])(latents)
+    x = _block(_block(x, widths[-1]), widths[-1])
+    for filters in widths[-2:0:-1]:
+        x = _block(_convolution(filters)(_doubled(x)), filters)
+    x = _convolution(widths[0])(_doubled(x))  # a block at full size would double the time
+    decoder = keras.Model(latents, _convolution(3)(_activated(x)), name="decoder")
+
+    draw_weights([encoder, decoder], seed)
+    return encoder, decoder
+
+
+def _block(x: Tensor, filters: int) -> Tensor:
+    """A residual block: twice norm, swish and convolution."""
+    y = _convolution(filters)(_activated(x))
+    return layers.Add(dtype="float32")([x, _convolution(filters)(_activated(y))])
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return layers.UpSampling2D(2, data_format="channels_last", dtype="float32")(x)
+
+
+def _activated(x: Tensor) -> Tensor:
+    x = layers.GroupNormalization(_GROUPS, epsilon=1e-5, dtype="float32")(x)
+    return layers.Activation("swish", dtype="float32")(x)
+
+
+def _convolution(filters: int, strides: int = 1) -> layers.Conv2D:
+    return layers.Conv2D(
+        filters,
+        3,
+        strides=strides,
+        padding="same",
+        data_format="channels_last",
+        kernel_initializer="zeros",  # drawn later, alike on every backend
+        dtype="float32",
+    )
+
+
+def _check(factor: int, channels: int, width: int) -> None:
+    if not isinstance(factor, int) or factor < 2 or factor & (factor - 1):
+        raise ValueError(f"factor must be 2, 4, 8 or so on. Received: factor={factor!r}")
+    if not isinstance(channels, int) or channels < 1 or channels in (1, 3):
+        raise ValueError(
+            "channels must be 2, 4 or more: 1 and 3 are those of images. "
+            f"Received: channels={channels!r}"
+        )
+    if not isinstance(width, int) or width < 16 or width % 16:
+        raise ValueError(f"width must be a multiple of 16. Received: width={width!r}")
