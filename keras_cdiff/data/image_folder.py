@@ -14,16 +14,17 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 def read_image_folder(
     path: str | os.PathLike,
-) -> tuple["ImageFiles", np.ndarray | None, np.ndarray | None, tuple[str, ...]]:
+) -> tuple["ImageFiles", np.ndarray | None, list[tuple[str, ...]] | None, tuple[str, ...]]:
     """Reads what a folder holds, and checks every image in it.
 
     Args:
         path: A folder with one subfolder of images per class; or with images alone; or with a
-            metadata.csv whose columns file and caption name images, relative to the folder.
+            metadata.csv whose columns file and caption name images, relative to the folder; a file
+            that several rows name is one image with several captions.
 
     Returns:
-        The images, the labels (N,) or None, the captions (N,) or None, and the class names:
-        those of the subfolders, sorted, or ().
+        The images, the labels (N,) or None, the captions of each image or None, and the class
+        names: those of the subfolders, sorted, or ().
 
     Raises:
         ValueError: If the folder is missing or empty, or is laid out otherwise, or if an image
@@ -63,8 +64,8 @@ def _image_paths(paths: Iterable[Path]) -> list[Path]:
     )
 
 
-def _read_metadata(metadata: Path) -> tuple[list[Path], np.ndarray]:
-    """The image paths and captions of metadata.csv, in its order."""
+def _read_metadata(metadata: Path) -> tuple[list[Path], list[tuple[str, ...]]]:
+    """The image paths and captions of metadata.csv, in the order of their first appearance."""
     try:
         with open(metadata, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -77,7 +78,7 @@ def _read_metadata(metadata: Path) -> tuple[list[Path], np.ndarray]:
     if not rows or not {"file", "caption"} <= set(columns):
         raise ValueError(
             "metadata.csv must begin with a line naming the columns file and caption, and hold "
-            f"a row per image. Received: columns={columns}, rows={len(rows)}"
+            f"a row per caption. Received: columns={columns}, rows={len(rows)}"
         )
     for line, row in enumerate(rows, start=2):
         if not row["file"] or not row["caption"] or not (metadata.parent / row["file"]).is_file():
@@ -85,8 +86,10 @@ def _read_metadata(metadata: Path) -> tuple[list[Path], np.ndarray]:
                 f"Row {line} of metadata.csv must name an image file, relative to the folder, "
                 f"and its caption. Received: file={row['file']!r}, caption={row['caption']!r}"
             )
-    paths = [metadata.parent / row["file"] for row in rows]
-    return paths, np.array([row["caption"] for row in rows])
+    captions: dict[Path, list[str]] = {}
+    for row in rows:
+        captions.setdefault(metadata.parent / row["file"], []).append(row["caption"])
+    return list(captions), [tuple(texts) for texts in captions.values()]
 
 
 class ImageFiles:

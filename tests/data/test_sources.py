@@ -120,6 +120,62 @@ def test_npz_with_everything(tmp_path, dtype):
     assert source[0]["label"].dtype == np.int32
     assert [e["caption"] for e in source] == ["a cat", "", "two dogs"]
     assert type(source[2]["caption"]) is str
+    assert source.captions() == [("a cat",), ("",), ("two dogs",)]
+
+
+def test_npz_with_several_captions_an_image(tmp_path):
+    captions = np.array([["a cat", "asleep"], ["", "a dog"], ["", ""]])
+    np.savez(tmp_path / "a.npz", images=random_images(3, 4, 4, 3), captions=captions)
+    source = open_source(f"npz:{tmp_path}/a.npz")
+    assert source.has_captions
+    assert source.captions() == [("a cat", "asleep"), ("a dog",), ("",)]
+    assert [e["caption"] for e in source] == ["a cat", "a dog", ""]
+
+
+def test_captions_must_be_of_each_image():
+    with pytest.raises(ValueError, match=r"each of the 2 images.*Received: captions of 3"):
+        Source("a", IMAGES, captions=[("a",), ("b", "c"), ("d",)])
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (["red apple", "cat"], [("red apple",), ("cat",)]),
+        (("red apple", ""), [("red apple",), ("",)]),
+        (np.array(["red apple", "cat"], object), [("red apple",), ("cat",)]),
+        ([["a", "", "b"], []], [("a", "b"), ("",)]),
+        ([("a",), np.array(["b", "c"]).tolist()], [("a",), ("b", "c")]),
+    ],
+)
+def test_captions_are_strings_or_lists_of_them(captions, expected):
+    source = ArraySource("a", IMAGES, None, captions)
+    assert source.captions() == expected
+    assert source[0]["caption"] == expected[0][0]
+
+
+@pytest.mark.parametrize(
+    ("captions", "received"),
+    [
+        ([1, 2], "captions with 1"),
+        ([("a", 3), ("b",)], r"captions with \('a', 3\)"),
+        (["a", ("b",)], "captions with 'a'"),
+        ([("a",), None], "captions with None"),
+        ("ab", "captions with 'ab'"),
+        (7, "captions with 7"),
+        (np.array([1, "a"], object), "captions with 1"),
+    ],
+)
+def test_other_captions_are_refused(captions, received):
+    message = rf"'a' must be a string an image, or a list of strings.*Received: {received}"
+    with pytest.raises(ValueError, match=message):
+        ArraySource("a", IMAGES, None, captions)
+
+
+def test_the_digest_tells_captions():
+    captions = [None, [("a b",), ("c",)], [("a", "b"), ("c",)], [("a",), ("b", "c")]]
+    digests = [Source("a", IMAGES, captions=each).digest() for each in captions]
+    assert len(set(digests)) == 4
+    assert Source("a", IMAGES, captions=np.array(["a b", "c"])).digest() == digests[1]
 
 
 def test_npz_of_a_batch_of_samples(tmp_path):
@@ -183,6 +239,8 @@ NAMES = np.array(["x", "y"])
         ({"images": IMAGES, "class_names": NAMES}, "no labels.*Received: class_names="),
         ({"images": IMAGES, "class_names": np.arange(2)}, "class names.*strings.*dtype int64"),
         ({"images": IMAGES, "captions": np.array(["one"])}, r"2 strings.*shape \(1,\)"),
+        ({"images": IMAGES, "captions": np.array([["a", "b"]])}, r"2 strings.*shape \(1, 2\)"),
+        ({"images": IMAGES, "captions": np.full((2, 1, 1), "a")}, r"2 strings.*shape \(2, 1, 1\)"),
         ({"images": IMAGES, "captions": np.arange(2)}, "2 strings.*dtype int64"),
         ({"images": IMAGES, "captions": np.array(["a", "b"], object)}, "saved as objects"),
     ],
@@ -274,13 +332,26 @@ def test_metadata_gives_captions_in_its_own_order(tmp_path):
     assert (len(source), source.num_classes, source.has_captions) == (2, 0, True)
     assert [e["caption"] for e in source] == ["a cat, asleep", "Ümläut"]
     assert np.array_equal(source[0]["image"], images[1])
+    assert source.captions() == [("a cat, asleep",), ("Ümläut",)]
+
+
+def test_rows_of_metadata_that_name_one_file_are_captions_of_one_image(tmp_path):
+    images = random_images(2, 4, 4, 3)
+    write_image(tmp_path / "a.png", images[0])
+    write_image(tmp_path / "b.png", images[1])
+    rows = ["b.png,a cat", "a.png,a dog", "./b.png,asleep", "b.png,in a box"]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file,caption", *rows]))
+    source = open_source(f"folder:{tmp_path}")
+    assert source.captions() == [("a cat", "asleep", "in a box"), ("a dog",)]
+    assert [e["caption"] for e in source] == ["a cat", "a dog"]
+    assert np.array_equal(source[0]["image"], images[1])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", r"columns file and caption.*Received: columns=\[\], rows=0"),
-        ("file,caption\n", "a row per image.*rows=0"),
+        ("file,caption\n", "a row per caption.*rows=0"),
         ("file_name,text\na.png,hi\n", r"file and caption.*\['file_name', 'text'\]"),
         ("file,caption\na.png,hi\nb.png,hi\n", "Row 3.*Received: file='b.png'"),
         ("file,caption\na.png\n", "Row 2.*Received: file='a.png', caption=None"),
@@ -363,7 +434,9 @@ def test_more_than_eight_bits_are_rejected(tmp_path):
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
-    """Prepared TFDS data sets: `tiny_shapes`, `tiny_text` and, as tfrecord, `tiny_records`."""
+    """Prepared TFDS data sets: `tiny_shapes`, `tiny_text`, as tfrecord `tiny_records`, and two with
+    captions, `tiny_captions` and `tiny_titles`.
+    """
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds")
@@ -395,6 +468,14 @@ def tfds_folder(tmp_path_factory):
     withheld = [{"image": image, "label": -1} for image in images]
     prepare("tiny_shapes", labelled, {"train": known, "hidden": withheld})
     prepare("tiny_records", labelled, {"train": known}, file_format="tfrecord")
+    several = tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()})
+    told = [
+        {"image": image, "captions": [{"id": k, "text": f"{n}: ä {k}"} for k in range(n)]}
+        for n, image in enumerate(images)
+    ]
+    prepare("tiny_captions", {"image": labelled["image"], "captions": several}, {"train": told})
+    titled = [{"image": image, "label": 0, "caption": "a title"} for image in images]
+    prepare("tiny_titles", {**labelled, "caption": tfds.features.Text()}, {"train": titled})
     prepare("tiny_text", {"text": tfds.features.Text()}, {"train": [{"text": "a"}]})
     return folder, {image.tobytes(): n % 2 for n, image in enumerate(images)}
 
@@ -418,9 +499,28 @@ def test_tfds_reads_a_prepared_build(tfds_folder, monkeypatch, split, length, by
         assert example["image"].dtype == np.uint8
         assert example["label"].dtype == np.int32
         assert example["label"] == label_of[example["image"].tobytes()]
+    assert source.captions() is None
     labels = source.labels()
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, [example["label"] for example in examples])
+
+
+def test_tfds_gives_captions(tfds_folder):
+    source = open_source("tfds:tiny_captions", data_dir=tfds_folder[0])
+    assert source.has_captions
+    digest = source.digest()
+    captions = source.captions()
+    numbers = [len(texts) if texts[0] else 0 for texts in captions]
+    assert sorted(numbers) == list(range(6))
+    assert captions == [tuple(f"{n}: ä {k}" for k in range(n)) or ("",) for n in numbers]
+    for example, texts in zip(source, captions, strict=True):
+        assert set(example) == {"image", "caption"}
+        assert example["caption"] == texts[0]
+    assert source.digest() == digest
+    source = open_source("tfds:tiny_titles:train[:2]", data_dir=tfds_folder[0])
+    assert source.captions() == [("a title",)] * 2
+    assert set(source[0]) == {"image", "label", "caption"}
+    assert (source[0]["caption"], source[0]["label"]) == ("a title", 0)
 
 
 def test_the_digest_of_tfds_tells_that_the_build_has_changed(tfds_folder, tmp_path):

@@ -1,0 +1,238 @@
+"""Captions as contexts: embedded once, kept on disk, and handed on beside the images."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_cdiff.data.caption_writer import FORMAT, write_embeddings
+from keras_cdiff.data.sources import Source
+from keras_cdiff.data.text import TextEncoder
+from keras_cdiff.files import exclusive, file_digest, write_whole_folder
+
+_CHECKED_BYTES = 1 << 30  # files up to this size are read through whenever they are opened
+
+_IN_USE = (
+    "Captions are being embedded there by another process: wait until it is done, then repeat the "
+    "command."
+)
+
+
+class CaptionEmbeddings:
+    """The contexts of a source's captions, read from a folder of `embed_captions`.
+
+    Rows of padding are not stored, and a caption that occurs twice is stored once, in float16: a
+    token takes 2 width bytes. Checksums are compared when the folder is opened, of a file above
+    1 GiB the size alone.
+
+    Args:
+        folder: the folder.
+        read_all: whether files above 1 GiB are read through as well.
+
+    Attributes:
+        encoder: what describes the text encoder; see `TextEncoder.describe`.
+
+    Raises:
+        ValueError: if a file is missing, damaged or of another format.
+        OSError: if the system does not let one be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike, read_all: bool = False):
+        self.folder = Path(folder)
+        try:
+            self._index = json.loads((self.folder / "index.json").read_text())
+            known = self._index["format"] == FORMAT
+            self.encoder = dict(self._index["encoder"])
+            self._width, self._length = self.encoder["width"], self.encoder["max_length"]
+            files = dict(self._index["files"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.folder, f"index.json cannot be read: {error}") from error
+        if not known:
+            raise _damaged(self.folder, f"its format is {self._index['format']}, not {FORMAT}")
+        for name, entry in files.items():
+            self._check(name, entry, read=read_all or entry["bytes"] <= _CHECKED_BYTES)
+        self._tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
+        self._offsets = np.load(self.folder / "offsets.npy")  # of the rows of each distinct text
+        self._texts = np.load(self.folder / "captions.npy")  # the distinct text of each caption
+        self._examples = np.load(self.folder / "examples.npy")  # where each example's begin
+
+    def __len__(self) -> int:
+        return len(self._examples) - 1
+
+    def __getitem__(self, index: int) -> "ExampleContexts":
+        """Returns the contexts of an example: float32 (max_length, width), one a caption, each read
+        when it is asked for.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are captions of {len(self)} examples. Received: index={index}")
+        first, end = self._examples[index : index + 2]
+        return ExampleContexts(self, self._texts[first:end])
+
+    def verify(self) -> None:
+        """Reads every file through.
+
+        Raises:
+            ValueError: if one is damaged.
+        """
+        for name, entry in self._index["files"].items():
+            self._check(name, entry, read=True)
+
+    def __repr__(self) -> str:
+        return f"CaptionEmbeddings({str(self.folder)!r}, {len(self)} examples)"
+
+    def context(self, text: int) -> np.ndarray:
+        """Returns the context of a distinct text by its number, float32 (max_length, width)."""
+        rows = self._tokens[self._offsets[text] : self._offsets[text + 1]]
+        context = np.zeros((self._length, self._width), np.float32)
+        context[: len(rows)] = rows
+        return context
+
+    def _check(self, name: str, entry: dict, read: bool) -> None:
+        path = self.folder / name
+        if not path.is_file():
+            raise _damaged(self.folder, f"{name} is missing")
+        if path.stat().st_size != entry["bytes"] or (read and file_digest(path) != entry["sha256"]):
+            raise _damaged(self.folder, f"{name} is not what was written")
+
+
+class ExampleContexts:
+    """The contexts of one example's captions, of which training wants one at a time.
+
+    Args:
+        embeddings: where they are read.
+        texts: the numbers of the distinct texts, one a caption.
+    """
+
+    def __init__(self, embeddings: CaptionEmbeddings, texts: Sequence[int]):
+        self.embeddings, self.texts = embeddings, texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, caption: int) -> np.ndarray:
+        return self.embeddings.context(self.texts[caption])
+
+
+class WithContext:
+    """A source whose examples have the contexts of their captions.
+
+    An example gets "contexts", a sequence of float32 (max_length, width), one a caption. All else
+    is the source's own, its digest too.
+
+    Args:
+        source: the source.
+        embeddings: of its captions.
+
+    Raises:
+        ValueError: if the embeddings are of another number of examples.
+    """
+
+    def __init__(self, source: Source, embeddings: CaptionEmbeddings):
+        if len(source) != len(embeddings):
+            raise ValueError(
+                "The embeddings must be those of the source's captions: use embed_captions. "
+                f"Received: embeddings of {len(embeddings)} examples, source={source!r}"
+            )
+        self.source, self.embeddings = source, embeddings
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        return {**self.source[index], "contexts": self.embeddings[index]}
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("source", "embeddings"):  # not set yet, in a copy being made
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+    def __repr__(self) -> str:
+        return f"WithContext({self.source!r}, {self.embeddings.encoder['name']!r})"
+
+
+def embed_captions(
+    source: Source,
+    encoder: TextEncoder,
+    folder: str | os.PathLike,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> CaptionEmbeddings:
+    """Returns the contexts of a source's captions, which are encoded once.
+
+    They lie in a subfolder text-DIGITS, named by a digest of encoder and captions; nothing ever
+    removes it, but you may. Each distinct caption is encoded once. Interrupted, it begins anew when
+    it is repeated.
+
+    Args:
+        source: the source.
+        encoder: the text encoder.
+        folder: where such subfolders are kept; see `caption_folder`.
+        batch_size: captions that the encoder sees at once.
+        progress: whether a progress bar over the captions is shown.
+
+    Returns:
+        The embeddings, one entry for each of the source's examples.
+
+    Raises:
+        ValueError: if the source has no captions, what lies in the folder is damaged, another
+            process is embedding captions there, or the encoder gives numbers beyond float16.
+    """
+    captions = source.captions()
+    if captions is None:
+        raise ValueError(
+            "Text needs captions: an array `captions` of an npz file, a metadata.csv of a folder, "
+            f"or a data set of TFDS that has some. Received: source={source.name!r}"
+        )
+    digest = _digest(captions)
+    key = hashlib.sha256(f"{encoder.fingerprint()} {digest}".encode()).hexdigest()[:16]
+    path = Path(folder).expanduser() / f"text-{key}"
+    if not path.exists():
+        request = {"encoder": encoder.describe(), "captions": digest}
+        with exclusive(path.parent, _IN_USE):
+            for leftover in path.parent.glob("writing-*"):  # of a process that was killed
+                shutil.rmtree(leftover)
+            if not path.exists():  # another process may have been faster
+                write_whole_folder(
+                    path,
+                    lambda part: write_embeddings(
+                        part, captions, encoder, request, batch_size, progress
+                    ),
+                )
+    return CaptionEmbeddings(path)
+
+
+def caption_folder(source_name: str, fallback: str | os.PathLike) -> Path:
+    """Returns where the embeddings of a source's captions are kept: beside its data.
+
+    That is PATH.text of `npz:PATH` and `folder:PATH`, within which it would look like a class, and
+    PATH/text of `latents:PATH`.
+
+    Args:
+        source_name: the source, as `open_source` takes it.
+        fallback: the folder for all other sources, and for places that cannot be written to.
+    """
+    scheme, _, place = source_name.partition(":")
+    if scheme not in ("npz", "folder", "latents") or not place:
+        return Path(fallback)
+    path = Path(os.path.abspath(Path(place).expanduser()))
+    folder = path / "text" if scheme == "latents" else path.with_name(f"{path.name}.text")
+    existing = folder if folder.exists() else folder.parent
+    return folder if os.access(existing, os.W_OK) else Path(fallback)
+
+
+def _digest(captions: Iterable[Sequence[str]]) -> str:
+    sha = hashlib.sha256()
+    for texts in captions:
+        sha.update(json.dumps(list(texts)).encode() + b"\n")
+    return sha.hexdigest()
+
+
+def _damaged(folder: Path, fault: str) -> ValueError:
+    return ValueError(
+        "Embeddings of captions are damaged: remove the folder, and they will be made again. "
+        f"The fault: {fault}. Received: folder={str(folder)!r}"
+    )

@@ -1,0 +1,158 @@
+"""Texts as contexts: what an encoder makes of captions and prompts, named by one string."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+
+
+class TextEncoder:
+    """Turns texts into contexts: one row of features a token, and rows of zeros as padding.
+
+    An empty text, or one of blanks alone, has no rows: it is the null text, all zeros. Of a text of
+    more than `max_length` tokens the first ones are kept.
+
+    Args:
+        name: what `open_text_encoder` opens it by.
+        network: a `keras.Model` from [tokens int32 (B, L), which of them are tokens bool (B, L)] to
+            float32 (B, L, width).
+        tokenize: a function from a text to its tokens, `max_length` at most.
+        width: features of a row.
+        max_length: L of a context, in tokens.
+        identity: texts, bytes and arrays by name that tell this encoder from any other: its kind,
+            its weights, its tokenizer. They are read when a fingerprint is first asked for.
+        step: the network is run with L a multiple of it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: keras.Model,
+        tokenize: Callable[[str], Sequence[int]],
+        *,
+        width: int,
+        max_length: int,
+        identity: Callable[[], Mapping[str, str | bytes | np.ndarray]],
+        step: int = 8,
+    ):
+        self.name, self.width, self.max_length = name, width, max_length
+        self._network, self._tokenize = network, tokenize
+        self._identity, self._step = identity, step
+        self._fingerprint: str | None = None
+        self._shapes: set[tuple[int, int]] = set()  # batches that the network was run with
+
+    def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+        """Returns the contexts of texts.
+
+        Args:
+            texts: N strings.
+            batch_size: texts that the network sees at once.
+
+        Returns:
+            float32 (N, max_length, width). Rows after a text's last token are exactly zero.
+
+        Raises:
+            ValueError: if they are not strings.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(
+                "Texts must be a list of strings; put a single one into a list. "
+                f"Received: texts={texts!r:.200}"
+            )
+        tokens = [self._tokenize(text) if text.strip() else () for text in texts]
+        contexts = np.zeros((len(tokens), self.max_length, self.width), np.float32)
+        # Texts of like lengths share a batch, so that the network sees little padding.
+        order = sorted((n for n in range(len(tokens)) if tokens[n]), key=lambda n: len(tokens[n]))
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            rows = self._run([tokens[place] for place in places], batch_size)
+            for place, row in zip(places, rows, strict=True):
+                contexts[place, : len(row)] = row
+        return contexts
+
+    def fingerprint(self) -> str:
+        """Returns a sha256 over kind, length, weights and tokenizer, the same on every backend."""
+        if self._fingerprint is None:
+            sha = hashlib.sha256(f"{self.max_length} {self.width}\n".encode())
+            for name, value in sorted(self._identity().items()):
+                if isinstance(value, np.ndarray):
+                    sha.update(f"{name} {value.shape}\n".encode())
+                    sha.update(np.ascontiguousarray(value, "<f4"))
+                else:
+                    sha.update(f"{name} {len(value)}\n".encode())
+                    sha.update(value.encode() if isinstance(value, str) else value)
+            self._fingerprint = sha.hexdigest()
+        return self._fingerprint
+
+    def describe(self) -> dict:
+        """Returns what embeddings, models and prompts say of their encoder, as a dict for JSON."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint(),
+            "width": self.width,
+            "max_length": self.max_length,
+        }
+
+    def __repr__(self) -> str:
+        return f"TextEncoder({self.name!r}, width={self.width}, max_length={self.max_length})"
+
+    def _run(self, tokens: list[Sequence[int]], batch_size: int) -> list[np.ndarray]:
+        """The rows of each text; batches are filled up to shapes that are compiled already."""
+        length = -(-max(map(len, tokens)) // self._step) * self._step
+        length = min(length, self.max_length)
+        known = [rows for rows, long in self._shapes if long == length and rows >= len(tokens)]
+        size = min(known, default=len(tokens))
+        if size > batch_size:  # of a call with larger batches, which would be dear
+            size = len(tokens)
+        self._shapes.add((size, length))
+        numbers = np.zeros((size, length), np.int32)
+        present = np.ones((size, length), bool)  # rows that fill up see themselves, not nothing
+        for row, text in enumerate(tokens):
+            numbers[row, : len(text)] = text
+            present[row, len(text) :] = False
+        outputs = np.asarray(self._network.predict_on_batch([numbers, present]))
+        return [output[: len(text)] for output, text in zip(outputs, tokens, strict=False)]
+
+
+def open_text_encoder(name: str, fingerprint: str | None = None) -> TextEncoder:
+    """Opens the text encoder that a string names.
+
+    `minilm:PATH`: all-MiniLM-L6-v2, or another BERT of its kind, from a file or folder; see
+    `keras_cdiff.data.minilm`. 32 tokens of width 384.
+    `clip`: the text encoder of Stable Diffusion, CLIP ViT-L/14, downloaded once. 77 tokens of width
+    768. `clip:FOLDER` finds its files there; `clip:random` has random weights and reads bytes, for
+    trying things out.
+
+    Args:
+        name: the encoder, in one of the forms above.
+        fingerprint: what `fingerprint()` must give; None takes any.
+
+    Returns:
+        The encoder. `.name` is `name`.
+
+    Raises:
+        ValueError: if the name is unknown, the files are not what they should be, or the
+            fingerprint is another.
+    """
+    kind, _, place = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind == "minilm" and place:
+        from keras_cdiff.data.minilm import open_minilm
+
+        encoder = open_minilm(place)
+    elif kind == "clip" and (place or name == "clip"):
+        from keras_cdiff.data.clip import open_clip
+
+        encoder = open_clip(place)
+    else:
+        raise ValueError(
+            "A text encoder is minilm:PATH, clip, clip:FOLDER or clip:random. "
+            f"Received: name={name!r}"
+        )
+    if fingerprint is not None and encoder.fingerprint() != fingerprint:
+        raise ValueError(
+            "Captions, model and prompt must use the same text encoder: that of the model has the "
+            f"fingerprint {fingerprint}, this one {encoder.fingerprint()}. Open the one that the "
+            f"model was trained with. Received: name={name!r}"
+        )
+    return encoder
