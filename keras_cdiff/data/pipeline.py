@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_cdiff.data.sources import Source
+from keras_cdiff.data.latents import draw_latent
+from keras_cdiff.data.source import Source
 
 if TYPE_CHECKING:
     import grain
@@ -33,7 +34,7 @@ def prepare_image(image: np.ndarray, image_size: int, channels: int = 3) -> np.n
     Source: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021), and
     Peebles and Xie, "Scalable Diffusion Models with Transformers" (2023): their ImageNet data.
     """
-    _check_integer("image_size", image_size, 1)
+    check_integer("image_size", image_size, 1)
     _check_channels(channels)
     image = np.asarray(image)
     image = image[..., None] if image.ndim == 2 else image
@@ -56,20 +57,31 @@ def read_images(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads the images of a source into memory, prepared as `make_dataset` prepares them.
 
+    Of latents it is one draw each, of the image that is not mirrored, the same in every call.
+
     Args:
-        source: The images; see `open_source`.
-        image_size: The side of the images, in pixels.
-        channels: 3 for RGB, 1 for grey.
+        source: The images or latents; see `open_source`.
+        image_size: The side of the images, in pixels, or that of the latents.
+        channels: 3 for RGB, 1 for grey; for latents their own number.
         num_images: How many of them, at even distances; all if None, or if there are fewer.
 
     Returns:
-        float32 (N, image_size, image_size, channels) in [-1, 1], and labels int32 (N,) or None.
+        float32 (N, image_size, image_size, channels) in [-1, 1], or latents in their own units;
+        and labels int32 (N,) or None.
+
+    Raises:
+        ValueError: If a size or number of channels is out of range, or not that of the latents.
     """
+    latents = _reads_latents(source, image_size, channels)
     total = len(source)
     places = np.unique(np.linspace(0, total - 1, num_images or total).round().astype(int))
     images = np.empty((len(places), image_size, image_size, channels), np.float32)
     for row, place in enumerate(places.tolist()):
-        images[row] = prepare_image(source[place]["image"], image_size, channels)
+        example = source[place]
+        if latents:
+            images[row] = draw_latent(example["moments"], np.random.default_rng(place))
+        else:
+            images[row] = prepare_image(_image_of(example), image_size, channels)
     labels = source.labels()
     return images, None if labels is None else labels[places]
 
@@ -93,12 +105,18 @@ def make_dataset(
     on from one epoch into the next, so none is short; with `num_epochs`, what is left at the
     end is dropped.
 
+    Latents are drawn anew whenever they are read: mean + standard deviation * noise. A flipped
+    image is the latent of the mirrored image then, which is not the mirrored latent.
+
     Args:
-        source: The images; see `open_source`.
-        image_size: The side of the images, in pixels.
+        source: The images or latents; see `open_source`. Of an example's "contexts" (K, L, D),
+            the embeddings of its K captions, one is taken at random each time; without a caption
+            it is zero, the null text.
+        image_size: The side of the images, in pixels, or that of the latents.
         batch_size: Images in a batch, at most the source's length.
-        seed: A non-negative integer; it decides the order and the flips.
-        channels: 3 for RGB, 1 for grey.
+        seed: A non-negative integer; it decides the order, the flips, the draws of latents and the
+            choice among captions.
+        channels: 3 for RGB, 1 for grey; for latents their own number.
         horizontal_flip: Whether to flip each image left to right with probability 1/2.
         num_epochs: Passes over the source; without end if None (give `fit` steps_per_epoch).
         start_step: The first batch.
@@ -106,21 +124,23 @@ def make_dataset(
         labels: Whether to hand on the source's labels; False for an unconditional model.
 
     Returns:
-        A `grain.IterDataset` of dicts: "image" float32 (B, H, W, C) in [-1, 1] and, where the
-        source has labels that are wanted, "label" int32 (B,).
+        A `grain.IterDataset` of dicts: "image" float32 (B, H, W, C), in [-1, 1] or latents in
+        their own units; where the source has labels that are wanted, "label" int32 (B,); and where
+        it has contexts, "context" float32 (B, L, D).
 
     Raises:
-        ValueError: If an argument is out of range, or there is no batch `start_step`.
+        ValueError: If an argument is out of range, or not what the source's latents have, or there
+            is no batch `start_step`.
     """
     import grain
 
-    _check_integer("image_size", image_size, 1)
-    _check_integer("batch_size", batch_size, 1)
-    _check_integer("seed", seed, 0)
-    _check_integer("start_step", start_step, 0)
+    check_integer("image_size", image_size, 1)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, 0)
+    check_integer("start_step", start_step, 0)
     if num_epochs is not None:
-        _check_integer("num_epochs", num_epochs, 1)
-    _check_channels(channels)
+        check_integer("num_epochs", num_epochs, 1)
+    latents = _reads_latents(source, image_size, channels, horizontal_flip)
     if batch_size > len(source):
         raise ValueError(
             f"A batch must not exceed the source, {source.name!r} with {len(source)} images; "
@@ -128,18 +148,27 @@ def make_dataset(
         )
 
     def prepare(example: dict) -> dict:
-        prepared = {"image": prepare_image(example["image"], image_size, channels)}
+        if latents:
+            prepared = {"moments": example["moments"]}
+        else:
+            prepared = {"image": prepare_image(_image_of(example), image_size, channels)}
         if labels and "label" in example:
             prepared["label"] = example["label"]
+        if "contexts" in example:
+            prepared["contexts"] = example["contexts"]
         return prepared
 
-    order_seed, flip_seed = map(int, np.random.SeedSequence(seed).generate_state(2))
+    seeds = map(int, np.random.SeedSequence(seed).generate_state(4))
+    order_seed, flip_seed, draw_seed, context_seed = seeds
     dataset = grain.MapDataset.source(source)
     if shuffle:
         dataset = dataset.shuffle(order_seed)
     dataset = dataset.repeat(num_epochs).map(prepare)
     if horizontal_flip:
         dataset = dataset.random_map(_flip_half, seed=flip_seed)
+    if latents:
+        dataset = dataset.random_map(_draw, seed=draw_seed)
+    dataset = dataset.random_map(_choose_context, seed=context_seed)
     dataset = dataset.batch(batch_size, drop_remainder=True)
     if start_step >= len(dataset):
         raise ValueError(
@@ -153,7 +182,8 @@ def make_dataset(
     )
 
 
-def _check_integer(name: str, value: int, least: int) -> None:
+def check_integer(name: str, value: int, least: int) -> None:
+    """Raises a ValueError unless a value is an integer, and `least` or more."""
     try:
         valid = operator.index(value) >= least
     except TypeError:
@@ -165,6 +195,40 @@ def _check_integer(name: str, value: int, least: int) -> None:
 def _check_channels(channels: int) -> None:
     if channels not in (1, 3):
         raise ValueError(f"channels must be 3 (RGB) or 1 (grey). Received: channels={channels!r}")
+
+
+def _reads_latents(
+    source: Source, image_size: int, channels: int, horizontal_flip: bool = False
+) -> bool:
+    """Whether latents are to be read, after checks that they are there as they are wanted."""
+    # Never 1 or 3 channels: a source that hides what it is is not read only to find that out.
+    if channels in (1, 3) and getattr(source, "latent_size", None) is None:
+        return False
+    moments = source[0].get("moments")
+    if moments is None:
+        _check_channels(channels)
+    views, height, width, numbers = moments.shape
+    if (height, width, numbers // 2) != (image_size, image_size, channels):
+        raise ValueError(
+            f"A model of the latents {source.name!r} takes them as they are, of {height} x {width} "
+            f"and {numbers // 2} channels; set both. "
+            f"Received: image_size={image_size!r}, channels={channels!r}"
+        )
+    if horizontal_flip and views == 1:
+        raise ValueError(
+            f"The latents {source.name!r} are without those of mirrored images: encode anew with "
+            f"--mirrored, or train without flips. Received: horizontal_flip={horizontal_flip}"
+        )
+    return True
+
+
+def _image_of(example: dict) -> np.ndarray:
+    if "moments" in example:
+        raise ValueError(
+            "The source is one of latents; give their size and their number of channels. "
+            f"Received: an example of moments of shape {example['moments'].shape}"
+        )
+    return example["image"]
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -198,4 +262,21 @@ def _resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
 def _flip_half(example: dict, rng: np.random.Generator) -> dict:
     if rng.random() >= 0.5:
         return example
+    if "moments" in example:
+        return {**example, "moments": example["moments"][1:]}
     return {**example, "image": np.ascontiguousarray(example["image"][:, ::-1])}
+
+
+def _draw(example: dict, rng: np.random.Generator) -> dict:
+    moments = example.pop("moments")
+    return {"image": draw_latent(moments, rng), **example}
+
+
+def _choose_context(example: dict, rng: np.random.Generator) -> dict:
+    if "contexts" in example:
+        contexts = example.pop("contexts")
+        if len(contexts):
+            example["context"] = np.asarray(contexts[rng.integers(len(contexts))], np.float32)
+        else:
+            example["context"] = np.zeros(contexts.shape[1:], np.float32)
+    return example

@@ -14,12 +14,7 @@ import numpy as np
 
 from keras_cdiff.evaluation.features import Extractor
 from keras_cdiff.evaluation.image_sets import ImageSet
-from keras_cdiff.files import write_whole
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
+from keras_cdiff.files import exclusive, write_whole
 
 # To be raised when a resize, an extractor, a sampler or a source comes to mean something else under
 # the same description: what older versions have cached is then no longer taken.
@@ -27,6 +22,11 @@ CACHE_FORMAT = 1
 
 # A process that is killed loses no more than what it has extracted in this time.
 _SECONDS_BETWEEN_NOTES = 30.0
+
+_IN_USE = (
+    "This set is being extracted by another process: wait until it is done, or choose another "
+    "cache."
+)
 
 
 class Features(NamedTuple):
@@ -158,8 +158,7 @@ class _Folder(_Memory):
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Opens the files for writing, and notes what was written however that ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock():
+        with exclusive(self.folder, _IN_USE):
             self.done = self._read_progress()  # another process may have gone on
             mode = "r+" if self.done else "w+"
             self.arrays = {name: self._open(name, mode) for name in self.shapes}
@@ -169,21 +168,6 @@ class _Folder(_Memory):
             finally:
                 if self._noted != self.done:
                     self._note()
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        if fcntl is None:
-            yield
-            return
-        with open(self.folder / "lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    "This set is being extracted by another process: wait until it is done, or "
-                    f"choose another cache. Received: folder={str(self.folder)!r}"
-                ) from None
-            yield
 
     def _read_progress(self) -> int:
         """The number of rows that are certain."""

@@ -3,7 +3,13 @@ import itertools
 import numpy as np
 import pytest
 
-from keras_cdiff.data import ArraySource, make_dataset, open_source, prepare_image
+from keras_cdiff.data import (
+    ArraySource,
+    make_dataset,
+    open_source,
+    prepare_image,
+    read_images,
+)
 
 pytestmark = pytest.mark.backend_free
 
@@ -26,6 +32,29 @@ def batches(source, count, **options):
 
 def labels(source, count, **options):
     return [batch["label"].tolist() for batch in batches(source, count, **options)]
+
+
+class Examples(list):
+    """A source of examples that are what a test says."""
+
+    name = "examples"
+
+    def labels(self):
+        return np.array([example["label"] for example in self])
+
+
+def latents(length=10, deviation=0.0, views=2):
+    """The latent of image n is n, that of the mirrored image 100 + n; its label is n."""
+    moments = np.zeros((length, views, 4, 4, 2 * 5), np.float16)
+    moments[..., :5] = np.arange(length)[:, None, None, None, None]
+    moments[:, 1:, ..., :5] += 100
+    moments[..., 5:] = deviation
+    return Examples({"moments": m, "label": np.int32(n)} for n, m in enumerate(moments))
+
+
+def latent_batches(source, count, **options):
+    dataset = make_dataset(source, image_size=4, batch_size=5, channels=5, **options)
+    return list(itertools.islice(dataset, count))
 
 
 # prepare_image
@@ -240,3 +269,146 @@ def test_epochs_end_and_the_remainder_is_dropped():
 def test_make_dataset_rejects(options, message):
     with pytest.raises(ValueError, match=message):
         make_dataset(numbered_source(), **{"image_size": 4, "batch_size": 3, **options})
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_order_and_flips_are_those_of_the_first_release(shuffle):
+    """A run that was begun with an older version goes on with the batches it would have seen."""
+    options = {"horizontal_flip": True, "seed": 7, "shuffle": shuffle}
+    seen = batches(numbered_source(), 2, **options)
+    order = [[3, 8, 2], [1, 0, 4]] if shuffle else [[0, 1, 2], [3, 4, 5]]
+    assert [batch["label"].tolist() for batch in seen] == order
+    left = [batch["image"][:, 0, 0, 0] > batch["image"][:, 0, 3, 0] for batch in seen]
+    assert np.array_equal(left, [[True, False, True], [True, False, False]])
+
+
+# Latents
+
+
+def test_a_latent_is_its_mean_plus_its_deviation_times_noise_drawn_anew():
+    draws = {n: [] for n in range(10)}
+    for batch in latent_batches(latents(deviation=0.5), 60):
+        assert batch["image"].shape == (5, 4, 4, 5)
+        assert batch["image"].dtype == np.float32
+        for latent, label in zip(batch["image"], batch["label"].tolist(), strict=True):
+            draws[label].append((latent - label) / 0.5)
+    noise = np.stack([draws[n] for n in range(10)])  # (10, 30, 4, 4, 5)
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert abs(noise.var() - 1) < 4 * np.sqrt(2 / noise.size)
+    # Neither two draws of a latent nor the draws of two latents are alike.
+    assert len(np.unique(noise[..., 0, 0, 0])) == 300
+
+
+def test_latents_without_deviation_are_their_means_in_the_order_of_images():
+    seen = latent_batches(latents(), 6, seed=3)
+    for batch in seen:
+        assert (batch["image"] == batch["label"][:, None, None, None]).all()
+    images = make_dataset(numbered_source(), 4, batch_size=5, channels=1, seed=3)
+    for batch, expected in zip(seen, images, strict=False):
+        assert np.array_equal(batch["label"], expected["label"])
+
+
+def test_a_flip_takes_the_latent_of_the_mirrored_image():
+    seen = latent_batches(latents(), 100, horizontal_flip=True, seed=7)
+    flips = []
+    for batch in seen:
+        difference = batch["image"] - batch["label"][:, None, None, None]
+        assert np.isin(difference, [0, 100]).all()
+        flips.extend(difference[:, 0, 0, 0] == 100)
+    assert abs(np.mean(flips) - 0.5) < 4 * 0.5 / np.sqrt(500)
+
+
+@pytest.mark.parametrize("start_step", [1, 5])
+def test_latents_of_a_batch_depend_on_its_number_alone(start_step):
+    options = {"horizontal_flip": True, "seed": 5}
+    whole = latent_batches(latents(deviation=1.0), 7, **options)
+    rest = latent_batches(latents(deviation=1.0), 7 - start_step, start_step=start_step, **options)
+    for batch, expected in zip(rest, whole[start_step:], strict=True):
+        assert np.array_equal(batch["image"], expected["image"])
+    other = latent_batches(latents(deviation=1.0), 7, **{**options, "seed": 6})
+    assert not np.array_equal(other[0]["image"], whole[0]["image"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 8}, r"of 4 x 4 and 5 channels.*image_size=8, channels=5"),
+        ({"channels": 4}, r"of 4 x 4 and 5 channels.*image_size=4, channels=4"),
+        ({"horizontal_flip": True}, r"--mirrored.*Received: horizontal_flip=True"),
+    ],
+)
+def test_make_dataset_rejects_what_latents_are_not(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_dataset(
+            latents(views=1), **{"image_size": 4, "channels": 5, "batch_size": 3, **options}
+        )
+
+
+def test_latents_read_as_images_are_refused():
+    with pytest.raises(ValueError, match=r"source is one of latents.*\(2, 4, 4, 10\)"):
+        next(iter(make_dataset(latents(), image_size=4, batch_size=3)))
+    with pytest.raises(ValueError, match="source is one of latents"):
+        read_images(latents(), 4)
+
+
+def test_read_images_draws_each_latent_once_and_the_same_each_time():
+    read, labels = read_images(latents(deviation=0.5), 4, 5)
+    again, _ = read_images(latents(deviation=0.5), 4, 5)
+    assert read.shape == (10, 4, 4, 5)
+    assert read.dtype == np.float32
+    assert np.array_equal(read, again)
+    some, some_labels = read_images(latents(deviation=0.5), 4, 5, num_images=4)
+    assert some_labels.tolist() == [0, 3, 6, 9]
+    assert np.array_equal(some, read[some_labels])  # seeded by place, not by row
+    noise = (read - labels[:, None, None, None]) / 0.5
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 4 / np.sqrt(80)
+
+
+# Contexts
+
+
+def with_contexts(source, count=3, dtype=np.float32):
+    """Context k of example n is 10 n + k throughout."""
+    for n in range(len(source)):
+        contexts = np.full((count, 2, 3), 10 * n, dtype) + np.arange(count)[:, None, None]
+        source[n] = {**source[n], "contexts": contexts.astype(dtype)}
+    return source
+
+
+def images_of(source):
+    return Examples(source[n] for n in range(len(source)))
+
+
+@pytest.mark.parametrize("kind", ["images", "latents"])
+def test_one_of_the_contexts_is_taken_at_random(kind):
+    source = with_contexts(images_of(numbered_source()) if kind == "images" else latents())
+    channels = 1 if kind == "images" else 5
+    counts = np.zeros((10, 3))
+    dataset = make_dataset(source, 4, 5, channels=channels, seed=3)
+    for batch in itertools.islice(dataset, 120):
+        assert set(batch) == {"image", "label", "context"}
+        assert batch["context"].shape == (5, 2, 3)
+        assert batch["context"].dtype == np.float32
+        chosen = batch["context"][:, 0, 0] - 10 * batch["label"]
+        assert (batch["context"] == batch["context"][:, :1, :1]).all()
+        np.add.at(counts, (batch["label"], chosen.astype(int)), 1)
+    assert counts.sum() == 600
+    share = counts.sum(axis=0) / 600
+    assert (np.abs(share - 1 / 3) < 4 * np.sqrt(2 / 9 / 600)).all()
+    assert (counts > 0).all()
+
+
+def test_contexts_change_neither_order_nor_images_nor_draws():
+    plain = latent_batches(latents(deviation=1.0), 5, horizontal_flip=True)
+    source = with_contexts(latents(deviation=1.0))
+    for batch, expected in zip(latent_batches(source, 5, horizontal_flip=True), plain, strict=True):
+        assert np.array_equal(batch["image"], expected["image"])
+        assert np.array_equal(batch["label"], expected["label"])
+
+
+def test_an_example_without_captions_has_the_null_text():
+    source = with_contexts(latents(), count=0, dtype=np.float16)
+    (batch,) = latent_batches(source, 1)
+    assert batch["context"].dtype == np.float32
+    assert np.array_equal(batch["context"], np.zeros((5, 2, 3)))
