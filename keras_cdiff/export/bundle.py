@@ -10,12 +10,18 @@ from pathlib import Path
 
 import keras
 
+from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, Sampler
 
 
 def write_bundle(
-    model: DiffusionModel, sampler: Sampler, guidance: Guidance, request: dict, folder: Path
+    model: DiffusionModel,
+    sampler: Sampler,
+    guidance: Guidance,
+    request: dict,
+    autoencoder: Autoencoder | None,
+    folder: Path,
 ) -> None:
     """Writes the parts of an export, and the weights that are exported.
 
@@ -24,6 +30,8 @@ def write_bundle(
         sampler: the sampler.
         guidance: the guidance.
         request: what else `export_sampler` was asked for, as plain data.
+        autoencoder: what decodes samples that are latents, or None. One that is published is opened
+            by its name, others are taken along.
         folder: the folder to make.
 
     Raises:
@@ -35,11 +43,20 @@ def write_bundle(
     content["model"].pop("compile_config", None)
     content |= {"request": request, "modules": sorted(set(_modules(content)))}
     folder.mkdir()
+    content["autoencoder"] = None
+    if autoencoder is not None:
+        name = autoencoder.name
+        if autoencoder.kind == "kl":
+            autoencoder.save(folder / "autoencoder")
+            name = f"kl:{folder / 'autoencoder'}"
+        content["autoencoder"] = {"name": name, "fingerprint": autoencoder.fingerprint()}
     model.network(request["weights"] == "average").save_weights(folder / "network.weights.h5")
     (folder / "bundle.json").write_text(json.dumps(content))
 
 
-def read_bundle(folder: Path) -> tuple[DiffusionModel, Sampler, Guidance, dict]:
+def read_bundle(
+    folder: Path,
+) -> tuple[DiffusionModel, Sampler, Guidance, dict, Autoencoder | None]:
     """Returns what was given to `write_bundle`; the model's network has the weights to export."""
     content = json.loads((folder / "bundle.json").read_text())
     for module in content["modules"]:  # they register their classes
@@ -49,7 +66,8 @@ def read_bundle(folder: Path) -> tuple[DiffusionModel, Sampler, Guidance, dict]:
         for name in ("model", "sampler", "guidance")
     )
     model.backbone.load_weights(folder / "network.weights.h5")
-    return model, sampler, guidance, content["request"]
+    autoencoder = content["autoencoder"] and open_autoencoder(**content["autoencoder"])
+    return model, sampler, guidance, content["request"], autoencoder
 
 
 def _modules(config: object) -> Iterator[str]:

@@ -40,6 +40,7 @@ def describe_run(
         "licence": licence or _LICENCES.get(config["data"]),
         "curriculum": curriculum,
         "backend": config["backend"],
+        "text_encoder": config.get("text_encoder"),
         "evaluation": _newest_evaluation(Path(workdir) / "evaluation", digest),
     }
 

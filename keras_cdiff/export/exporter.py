@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 
+from keras_cdiff.autoencoders import Autoencoder
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.export.bundle import export_bundle, write_bundle
 from keras_cdiff.export.formats import FORMATS
@@ -26,6 +27,7 @@ def export_sampler(
     format: str = "saved_model",
     jit_compile: bool = False,
     description: dict | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> None:
     """Writes a folder with a model that samples: a TensorFlow SavedModel, or another format.
 
@@ -36,7 +38,9 @@ def export_sampler(
             adds noise -> images float32 (B, H, W, C), not clipped
         denoise: x float32 (B, H, W, C), level float32 (B,) -> clean float32 (B, H, W, C)
 
-    each with label int32 (B,) and guidance float32 () too, if the model has classes. A SavedModel
+    each with label int32 (B,) too if the model has classes, with context float32 (B, L, D) if it
+    takes contexts, and with guidance float32 () in both cases. Of a model of latents noise, x and
+    clean are latents, and images are decoded. A SavedModel
     needs nothing but TensorFlow and refuses bad requests with a message. ONNX and LiteRT hold the
     last two tasks, check no requests, and compute in float32. A model card and metadata lie in the
     folder. Whatever the backend here, TensorFlow writes: on JAX and PyTorch in another process.
@@ -53,6 +57,7 @@ def export_sampler(
         jit_compile: whether XLA compiles a SavedModel's network, once for each number of rows that
             it is asked for: faster for transformers, but not every server has it.
         description: what `describe_run` or `describe_weights` returns, for the model card.
+        autoencoder: what decodes the samples of a model of latents, whose decoder is exported too.
 
     Raises:
         ValueError: if an argument does not fit the model, or there is something at `path`.
@@ -60,13 +65,15 @@ def export_sampler(
         RuntimeError: if the process with TensorFlow fails.
     """
     _check_path(Path(path))
-    _check_format(model, format, jit_compile)
+    _check_format(model, format, jit_compile, autoencoder)
     sampler, guidance = _sampler(model, sampler, num_steps), Guidance.of(guidance)
     # Requests bring a scale of their own, where the model can be guided at all.
     asked = guidance
-    if model.null_label is not None:
+    if model.can_be_guided:
         asked = Guidance(2.0, guidance.channels, guidance.interval)
-    check_options(model, sampler, asked, label=model.num_classes > 0, context=False)
+    check_options(
+        model, sampler, asked, label=model.num_classes > 0, context=bool(model.context_width)
+    )
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
     averages = model.averages() if use_ema else []
@@ -84,10 +91,10 @@ def export_sampler(
         if keras.backend.backend() == "tensorflow":
             from keras_cdiff.export.writer import write_export
 
-            write_export(model, sampler, guidance, request, folder)
+            write_export(model, sampler, guidance, request, autoencoder, folder)
         else:
             bundle = folder.with_name("bundle")
-            write_bundle(model, sampler, guidance, request, bundle)
+            write_bundle(model, sampler, guidance, request, autoencoder, bundle)
             export_bundle(bundle, folder)
 
     write_whole_folder(path, write)
@@ -101,7 +108,9 @@ def _check_path(path: Path) -> None:
         )
 
 
-def _check_format(model: DiffusionModel, format: str, jit_compile: bool) -> None:
+def _check_format(
+    model: DiffusionModel, format: str, jit_compile: bool, autoencoder: Autoencoder | None
+) -> None:
     if format not in FORMATS:
         raise ValueError(
             f"`format` must be one of {', '.join(FORMATS)}. Received: format={format!r}"
@@ -117,18 +126,22 @@ def _check_format(model: DiffusionModel, format: str, jit_compile: bool) -> None
             "XLA compiles the network of a SavedModel alone: leave `jit_compile` out. "
             f"Received: jit_compile={jit_compile}, format={format!r}"
         )
+    channels = model.image_shape[-1]
+    wanted = None if in_pixels(channels) else channels
+    if wanted != (None if autoencoder is None else autoencoder.channels):
+        raise ValueError(
+            "A model of latents is exported with the autoencoder that decodes them, and one of "
+            "images without: give `autoencoder`, or leave it out. "
+            f"Received: a model of {channels} channels, autoencoder={autoencoder!r}"
+        )
     size = 4 * model.backbone.count_params()
+    if autoencoder is not None:
+        size += 4 * autoencoder.decoder.count_params()
     if size >= FORMATS[format].limit:
         raise ValueError(
             "A network in this format must have less than "
             f"{FORMATS[format].limit / 2**30:g} GiB: export a SavedModel. "
             f"Received: format={format!r}, for a network of {size / 2**30:.1f} GiB"
-        )
-    channels = model.image_shape[-1]
-    if not in_pixels(channels):
-        raise ValueError(
-            "Samples of this model are latents, and a decoder is exported with latent support, "
-            f"which is to come. Received: a model of {channels} channels"
         )
 
 

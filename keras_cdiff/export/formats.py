@@ -31,7 +31,7 @@ def write_onnx(graph: "SamplingGraph", path: Path) -> None:
     path.mkdir()
     for name in _FROM_NOISE:
         specs = list(graph.inputs()[name].values())
-        task = tf.function(getattr(graph, name), input_signature=specs, autograph=False)
+        task = tf.function(_by_place(graph, name), input_signature=specs, autograph=False)
         with _errors_alone("tf2onnx"):  # it warns of every shape that is not known beforehand
             tf2onnx.convert.from_function(
                 task, specs, opset=18, output_path=str(path / f"{name}.onnx")
@@ -48,6 +48,12 @@ def write_litert(graph: "SamplingGraph", path: Path) -> None:
         content = converter.convert()
     path.mkdir()
     (path / "model.tflite").write_bytes(content)
+
+
+def _by_place(graph: "SamplingGraph", name: str) -> Callable:
+    """A task that takes its inputs in their order instead of by name."""
+    names, task = list(graph.inputs()[name]), getattr(graph, name)
+    return lambda *values: task(**dict(zip(names, values, strict=True)))
 
 
 @contextlib.contextmanager

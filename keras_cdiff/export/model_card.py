@@ -20,7 +20,9 @@ def model_card(metadata: dict) -> str:
         "Sampler": f"{sampler['class_name']}, {metadata['num_steps']} steps",
         "Images": f"{height} x {width} x {channels}",
         "Classes": "none" if classes == 0 else _classes(classes, null),
-        "Guidance, recommended": None if null is None else metadata["guidance"]["config"]["scale"],
+        "Contexts": _contexts(metadata),
+        "Autoencoder": _autoencoder(metadata),
+        "Guidance, recommended": _scale(metadata) if metadata["can_be_guided"] else None,
         "Backend of training": description.get("backend"),
     }
     lines = ["# A diffusion model that samples", ""]
@@ -46,6 +48,23 @@ def _classes(classes: int, null: int | None) -> str:
     )
 
 
+def _contexts(metadata: dict) -> str | None:
+    width, encoder = metadata["context_width"], metadata["description"].get("text_encoder")
+    if not width:
+        return None
+    made = f", made of texts by {_named(encoder)}" if encoder else ""
+    return f"rows of {width} features{made}; rows of zeros are padding"
+
+
+def _autoencoder(metadata: dict) -> str | None:
+    autoencoder = metadata["autoencoder"]
+    return None if autoencoder is None else f"{_named(autoencoder)}, with its decoder"
+
+
+def _named(part: dict) -> str:
+    return f"{part['name']} (fingerprint {part['fingerprint'][:16]})"
+
+
 def _metrics(evaluation: dict | None) -> list[str]:
     if not evaluation:
         return ["Not evaluated."]
@@ -58,7 +77,7 @@ def _metrics(evaluation: dict | None) -> list[str]:
 
 
 def _scale(metadata: dict) -> float:
-    return 1.0 if metadata["null_label"] is None else metadata["guidance"]["config"]["scale"]
+    return metadata["guidance"]["config"]["scale"] if metadata["can_be_guided"] else 1.0
 
 
 def _noise(metadata: dict) -> str:
@@ -72,10 +91,10 @@ def _python(*lines: str | None) -> list[str]:
 
 
 def _use_saved_model(metadata: dict) -> list[str]:
-    classes = metadata["num_classes"]
+    classes, width = metadata["num_classes"], metadata["context_width"]
     return [
         "TensorFlow is all it needs. Sample i depends on seeds[i]"
-        f"{' and label[i]' if classes else ''} alone.",
+        f"{' and label[i]' if classes else ''}{' and context[i]' if width else ''} alone.",
         "",
         *_python(
             "import tensorflow as tf",
@@ -84,14 +103,15 @@ def _use_saved_model(metadata: dict) -> list[str]:
             'images = model.signatures["sample"](',
             "    seeds=tf.constant([0, 1, 2, 3], tf.int64),",
             "    label=tf.zeros(4, tf.int32)," if classes else None,
-            f"    guidance=tf.constant({_scale(metadata)})," if classes else None,
+            f"    context=tf.zeros((4, 1, {width}))," if width else None,
+            f"    guidance=tf.constant({_scale(metadata)})," if classes or width else None,
             f')["images"]  # uint8 {_shape(metadata)}',
         ),
     ]
 
 
 def _use_onnx(metadata: dict) -> list[str]:
-    classes = metadata["num_classes"]
+    classes, width = metadata["num_classes"], metadata["context_width"]
     return [
         "onnxruntime is all it needs. Requests are not checked.",
         "",
@@ -103,7 +123,10 @@ def _use_onnx(metadata: dict) -> list[str]:
             f'noise = np.random.default_rng(0).standard_normal({_noise(metadata)}, "float32")',
             'request = {"noise": noise}',
             'request["label"] = np.zeros(4, "int32")' if classes else None,
-            f'request["guidance"] = np.array({_scale(metadata)}, "float32")' if classes else None,
+            f'request["context"] = np.zeros((4, 1, {width}), "float32")' if width else None,
+            f'request["guidance"] = np.array({_scale(metadata)}, "float32")'
+            if classes or width
+            else None,
             'images = model.run(["images"], request)[0]'
             f"  # float32 {_shape(metadata)} in about [-1, 1]",
         ),
@@ -111,7 +134,7 @@ def _use_onnx(metadata: dict) -> list[str]:
 
 
 def _use_litert(metadata: dict) -> list[str]:
-    classes = metadata["num_classes"]
+    classes, width = metadata["num_classes"], metadata["context_width"]
     return [
         "ai-edge-litert is all it needs. Requests are not checked.",
         "",
@@ -123,7 +146,8 @@ def _use_litert(metadata: dict) -> list[str]:
             'images = model.get_signature_runner("sample_from_noise")(',
             f'    noise=np.random.default_rng(0).standard_normal({_noise(metadata)}, "float32"),',
             '    label=np.zeros(4, "int32"),' if classes else None,
-            f"    guidance=np.float32({_scale(metadata)})," if classes else None,
+            f'    context=np.zeros((4, 1, {width}), "float32"),' if width else None,
+            f"    guidance=np.float32({_scale(metadata)})," if classes or width else None,
             f')["images"]  # float32 {_shape(metadata)} in about [-1, 1]',
         ),
     ]

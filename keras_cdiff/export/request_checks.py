@@ -59,12 +59,12 @@ def ranges(model: DiffusionModel) -> dict[str, Range]:
     discrete = isinstance(model.schedule, DiscreteSchedule)
     noise = model.schedule.alpha_sigma(np.array([low]))[1][0]
     null, classes = model.null_label, model.num_classes
-    if null is None:
-        label = Range(0, classes - 1)
-        guidance = Range(1, 1, note=", none: no null label was learned")
-    else:
+    label = Range(0, classes - 1)
+    if null is not None:
         label = Range(0, null, note=f" ({null} is the null label)")
-        guidance = Range(0, note=" (1 is none)")
+    guidance = Range(0, note=" (1 is none)")
+    if not model.can_be_guided:
+        guidance = Range(1, 1, note=", none: no null condition was learned")
     return {
         "seeds": Range(0),
         "noise": Range(),
@@ -73,6 +73,7 @@ def ranges(model: DiffusionModel) -> dict[str, Range]:
             low, high - 1 if discrete else high if np.isfinite(high) else None, above=noise == 0.0
         ),
         "label": label,
+        "context": Range(),
         "guidance": guidance,
     }
 

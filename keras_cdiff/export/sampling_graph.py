@@ -7,9 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_cdiff.autoencoders import Autoencoder
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.export.request_checks import checked, finite, ranges
 from keras_cdiff.samplers import Guidance, Sampler
+
+_CONDITIONS = ("label", "context")  # in the order of the network's function
 
 
 class SamplingGraph(tf.Module):
@@ -23,6 +26,7 @@ class SamplingGraph(tf.Module):
         plain: whether the graphs hold nothing but arithmetic and loops, for converters: no checks
             of requests, and no calls of functions.
         jit_compile: whether XLA compiles the network.
+        autoencoder: what decodes samples that are latents.
     """
 
     def __init__(
@@ -33,27 +37,34 @@ class SamplingGraph(tf.Module):
         guidance: Guidance,
         plain: bool = False,
         jit_compile: bool = False,
+        autoencoder: Autoencoder | None = None,
     ):
         super().__init__(name="sampling")
-        self.weights = [weight.value for weight in network.weights]
+        decoder = [] if autoencoder is None else autoencoder.decoder.weights
+        self.weights = [weight.value for weight in (*network.weights, *decoder)]
         # In a namespace, so that nothing is saved but weights and tasks.
-        self._parts = types.SimpleNamespace(model=model, sampler=sampler, guidance=guidance)
+        self._parts = types.SimpleNamespace(
+            model=model, sampler=sampler, guidance=guidance, autoencoder=autoencoder
+        )
         self._plain = plain
         table = sampler.table(model.schedule)
         self._columns = sorted(table)
         self._table = np.stack([table[name] for name in self._columns], axis=1).astype("float32")
         self._initial_scale = sampler.initial_scale(model.schedule)
 
-        def ask(x: tf.Tensor, level: tf.Tensor, label: tf.Tensor | None = None) -> tf.Tensor:
-            return model.ask(network, x, level, {"label": label}, training=False)
-
         inputs = self.inputs()["denoise"]
+        asked = [name for name in ("x", "level", *_CONDITIONS) if name in inputs]
+
+        def ask(x: tf.Tensor, level: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
+            condition = dict(zip(asked[2:], conditions, strict=True))
+            return model.ask(network, x, level, condition, training=False)
+
         # One function, called wherever the graphs ask: inlined, a network of many layers takes
         # TensorFlow several times as long to optimise and to start.
         attributes = None if plain or jit_compile else {"_noinline": True}
         self._parts.ask = tf.function(
             ask,
-            input_signature=[inputs[name] for name in ("x", "level", "label") if name in inputs],
+            input_signature=[inputs[name] for name in asked],
             autograph=False,
             jit_compile=jit_compile or None,
             experimental_attributes=attributes,
@@ -68,12 +79,18 @@ class SamplingGraph(tf.Module):
         denoise: x float32 (B, H, W, C), level float32 (B,) in the schedule's own unit -> clean
             float32 (B, H, W, C), the estimate of the clean image.
 
-        A model with classes also takes label int32 (B,) and guidance float32 ().
+        A model with classes also takes label int32 (B,), one with contexts context float32
+        (B, L, D), and either guidance float32 (). With an autoencoder noise, x and clean are
+        latents.
         """
         model, condition = self._parts.model, {}
         draws = (len(self._table) + 1,) if self._parts.sampler.needs_noise else ()
         if model.num_classes:
-            condition = {"label": ((None,), tf.int32), "guidance": ((), tf.float32)}
+            condition["label"] = (None,), tf.int32
+        if model.context_width:
+            condition["context"] = (None, None, model.context_width), tf.float32
+        if condition:
+            condition["guidance"] = (), tf.float32
         inputs = {
             "sample": {"seeds": ((None,), tf.int64)},
             "sample_from_noise": {"noise": ((None, *draws, *model.image_shape), tf.float32)},
@@ -92,12 +109,21 @@ class SamplingGraph(tf.Module):
 
     def outputs(self) -> dict[str, dict[str, tf.TensorSpec]]:
         """Returns what each signature answers."""
-        shape = (None, *self._parts.model.image_shape)
+        shape = (None, *self.pixel_shape())
+        clean = (None, *self._parts.model.image_shape)
         return {
             "sample": {"images": tf.TensorSpec(shape, tf.uint8)},
             "sample_from_noise": {"images": tf.TensorSpec(shape, tf.float32)},
-            "denoise": {"clean": tf.TensorSpec(shape, tf.float32)},
+            "denoise": {"clean": tf.TensorSpec(clean, tf.float32)},
         }
+
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Returns (H, W, C) of an image, decoded where samples are latents."""
+        height, width, channels = self._parts.model.image_shape
+        autoencoder = self._parts.autoencoder
+        if autoencoder is None:
+            return height, width, channels
+        return height * autoencoder.factor, width * autoencoder.factor, 3
 
     def signatures(self, names: Sequence[str]) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Returns the graphs of that name."""
@@ -111,11 +137,10 @@ class SamplingGraph(tf.Module):
     def sample(
         self,
         seeds: tf.Tensor,
-        label: tf.Tensor | None = None,
-        guidance: tf.Tensor | None = None,
+        **condition: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         """Draws images, each by its seed."""
-        seeds, label, guidance = self._checked("sample", seeds, label=label, guidance=guidance)
+        (seeds,), condition = self._checked("sample", seeds, **condition)
         shape = self._parts.model.image_shape
 
         def draw(number: tf.Tensor | int) -> tf.Tensor:
@@ -126,59 +151,64 @@ class SamplingGraph(tf.Module):
 
             return tf.map_fn(one, seeds, fn_output_signature=tf.float32)
 
-        return {"images": self._pixels(self._trajectory(draw, label, guidance))}
+        return {"images": self._grey_levels(self._images(draw, condition))}
 
     def sample_from_noise(
         self,
         noise: tf.Tensor,
-        label: tf.Tensor | None = None,
-        guidance: tf.Tensor | None = None,
+        **condition: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         """Makes images of the noise given."""
-        noise, label, guidance = self._checked(
-            "sample_from_noise", noise, label=label, guidance=guidance
-        )
+        (noise,), condition = self._checked("sample_from_noise", noise, **condition)
 
         def draw(number: tf.Tensor | int) -> tf.Tensor:
             return noise[:, number] if self._parts.sampler.needs_noise else noise
 
-        return {"images": self._finite(self._trajectory(draw, label, guidance))}
+        return {"images": self._images(draw, condition)}
 
     def denoise(
         self,
         x: tf.Tensor,
         level: tf.Tensor,
-        label: tf.Tensor | None = None,
-        guidance: tf.Tensor | None = None,
+        **condition: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
         """Estimates the clean images."""
-        x, level, label, guidance = self._checked(
-            "denoise", x, level, label=label, guidance=guidance
-        )
-        return {"clean": self._finite(self._estimate(x, level, label, guidance)["clean"])}
+        (x, level), condition = self._checked("denoise", x, level, **condition)
+        return {"clean": self._finite(self._estimate(x, level, condition)["clean"])}
 
     def _checked(
-        self, task: str, *inputs: tf.Tensor, **condition: tf.Tensor | None
-    ) -> list[tf.Tensor | None]:
-        """The inputs of a task, of which nothing is made before the checks are done."""
-        specs = list(self.inputs()[task].values())
-        given = [*inputs, *(value for value in condition.values() if value is not None)]
+        self, task: str, *inputs: tf.Tensor, **condition: tf.Tensor
+    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        """The inputs of a task and its conditions, of which nothing is made before the checks are
+        done.
+        """
+        specs = self.inputs()[task]
+        names = list(specs)[: len(inputs)]
+        given = dict(zip(names, inputs, strict=True)) | condition
         if not self._plain:
-            given = checked(specs, given, ranges(self._parts.model))
-        return given + [None] * (len(inputs) + len(condition) - len(given))
+            ordered = [given[name] for name in specs]
+            ordered = checked(list(specs.values()), ordered, ranges(self._parts.model))
+            given = dict(zip(specs, ordered, strict=True))
+        return [given.pop(name) for name in names], given
 
     def _finite(self, answer: tf.Tensor) -> tf.Tensor:
         return answer if self._plain else finite(answer)
 
-    def _trajectory(
-        self, draw: Callable, label: tf.Tensor | None, guidance: tf.Tensor | None
-    ) -> tf.Tensor:
-        """Images from the noise that `draw` returns: for 0 the first, for i + 1 that of step i."""
+    def _images(self, draw: Callable, condition: dict) -> tf.Tensor:
+        """Samples as images in about [-1, 1], decoded where they are latents."""
+        samples, autoencoder = self._trajectory(draw, condition), self._parts.autoencoder
+        if autoencoder is None:
+            return self._finite(samples)
+        images = autoencoder.decoder(samples / autoencoder.scale, training=False)
+        return self._finite(tf.ensure_shape(images, (None, *self.pixel_shape())))
+
+    def _trajectory(self, draw: Callable, condition: dict) -> tf.Tensor:
+        """Samples from the noise that `draw` returns: for 0 the first, for i + 1 that of step i."""
         sampler, table = self._parts.sampler, tf.constant(self._table)
         last, shape = len(self._table) - 1, (None, *self._parts.model.image_shape)
 
         def denoise(x: tf.Tensor, level: tf.Tensor) -> dict:
-            return self._estimate(x, tf.fill(tf.shape(x)[:1], level), label, guidance)
+            return self._estimate(x, tf.fill(tf.shape(x)[:1], level), condition)
 
         def step(i: tf.Tensor | int, x: tf.Tensor, clean: tf.Tensor, is_last: bool) -> tuple:
             row = dict(zip(self._columns, tf.unstack(table[i], len(self._columns)), strict=True))
@@ -195,26 +225,24 @@ class SamplingGraph(tf.Module):
         return step(last, x, clean, True)[0]
 
     def _estimate(
-        self,
-        x: tf.Tensor,
-        level: tf.Tensor,
-        label: tf.Tensor | None,
-        guidance: tf.Tensor | None,
+        self, x: tf.Tensor, level: tf.Tensor, condition: dict
     ) -> dict[str, tf.Tensor | None]:
         """The model's estimate at levels (B,), with guidance where it covers them."""
         model = self._parts.model
-        if label is None:
+        if not condition:
             return model.interpret(x, level, self._parts.ask(x, level))
-        scale = tf.where(self._parts.guidance.covers(level), guidance, 1.0)
-        # Without guidance the rows under the null label are left out, and the others stand in.
+        scale = tf.where(self._parts.guidance.covers(level), condition["guidance"], 1.0)
+        # Without guidance the rows under the null condition are left out, and the others stand in.
         count = tf.shape(x)[0]
         rows = count * tf.where(tf.reduce_all(tf.equal(scale, 1.0)), 1, 2)
-        null = tf.fill(tf.shape(label), model.num_classes)
-        output = self._parts.ask(
-            tf.concat([x, x], 0)[:rows],
-            tf.concat([level, level], 0)[:rows],
-            tf.concat([label, null], 0)[:rows],
-        )
+        twice = [tf.concat([x, x], 0), tf.concat([level, level], 0)]
+        for name in _CONDITIONS:
+            if name in condition:
+                given = condition[name]
+                null = model.num_classes if name == "label" else 0
+                null = tf.zeros_like(given) + tf.cast(null, given.dtype)
+                twice.append(tf.concat([given, null], 0))
+        output = self._parts.ask(*(inputs[:rows] for inputs in twice))
         output = model.guide(
             output[:count],
             output[rows - count :],
@@ -223,7 +251,6 @@ class SamplingGraph(tf.Module):
         )
         return model.interpret(x, level, output)
 
-    def _pixels(self, x: tf.Tensor) -> tf.Tensor:
-        """Samples in the model's units as grey levels; where a decoder of latents will come in."""
-        grey = tf.round((self._finite(x) + 1.0) * 127.5)
-        return tf.cast(tf.clip_by_value(grey, 0.0, 255.0), tf.uint8)
+    def _grey_levels(self, images: tf.Tensor) -> tf.Tensor:
+        """Images in about [-1, 1] as 8 bits."""
+        return tf.cast(tf.clip_by_value(tf.round((images + 1.0) * 127.5), 0.0, 255.0), tf.uint8)

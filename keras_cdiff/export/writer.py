@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from keras_cdiff.autoencoders import Autoencoder
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation.image_sets import weights_digest
 from keras_cdiff.export.formats import FORMATS
@@ -20,7 +21,12 @@ from keras_cdiff.version import __version__
 
 
 def write_export(
-    model: DiffusionModel, sampler: Sampler, guidance: Guidance, request: dict, path: Path
+    model: DiffusionModel,
+    sampler: Sampler,
+    guidance: Guidance,
+    request: dict,
+    autoencoder: Autoencoder | None,
+    path: Path,
 ) -> None:
     """Makes the folder of an export.
 
@@ -29,13 +35,16 @@ def write_export(
         sampler: how noise becomes images.
         guidance: levels and channels that are guided, and the recommended scale.
         request: what else `export_sampler` was asked for, as plain data.
+        autoencoder: what decodes samples that are latents, or None.
         path: the folder.
     """
     form = FORMATS[request["format"]]
     network = model.network(request["weights"] == "average")
     if form.dtype not in (None, network.dtype_policy.name):
         network = _with_dtype(network, form.dtype)
-    graph = SamplingGraph(model, network, sampler, guidance, form.plain, request["jit_compile"])
+    graph = SamplingGraph(
+        model, network, sampler, guidance, form.plain, request["jit_compile"], autoencoder
+    )
     form.write(graph, path)
 
     metadata = strict_json(
@@ -55,7 +64,10 @@ def write_export(
             "weights_sha256": weights_digest(network),
             "parameters": network.count_params(),
             "dtype_policy": network.dtype_policy.name,
-            "image_shape": model.image_shape,
+            "image_shape": graph.pixel_shape(),
+            "autoencoder": None if autoencoder is None else autoencoder.describe(),
+            "context_width": model.context_width or 0,
+            "can_be_guided": model.can_be_guided,
             "num_classes": model.num_classes,
             "null_label": model.null_label,
             "versions": {

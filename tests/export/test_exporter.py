@@ -216,7 +216,7 @@ def test_a_bundle_names_the_modules_of_foreign_classes(models, tmp_path):
     class Leap(samplers.DDIM):
         pass
 
-    parts = models["edm"], Leap(2), GUIDED, {"weights": "raw"}
+    parts = models["edm"], Leap(2), GUIDED, {"weights": "raw"}, None
     write_bundle(*parts, tmp_path / "bundle")
     modules = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["modules"]
     assert modules == [Leap.__module__]

@@ -124,7 +124,7 @@ def test_what_is_refused_depends_on_the_model(make_model, models, kind, tmp_path
     signatures["sample_from_noise"](noise=x, **condition)
     for name, value, message in (
         ("label", tf.constant([0, 3]), r"label must be in \[0, 2\]"),
-        ("guidance", tf.constant(2.0), "guidance must be 1, none: no null label was learned"),
+        ("guidance", tf.constant(2.0), "guidance must be 1, none: no null condition was learned"),
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             signatures["sample_from_noise"](noise=x, **{**condition, name: value})
