@@ -3,10 +3,16 @@
 from absl import flags
 
 flags.DEFINE_string(
-    "data", None, "Images: emoji, npz:PATH, folder:PATH or tfds:NAME. Default: the preset's."
+    "data",
+    None,
+    "Images: emoji, npz:PATH, folder:PATH or tfds:NAME[:SPLIT]; or latents:PATH, which "
+    "apps/encode.py wrote. Default: the preset's.",
 )
 flags.DEFINE_integer(
-    "image_size", None, "Side of the images in pixels. Default: the preset's.", lower_bound=1
+    "image_size",
+    None,
+    "Side of the images in pixels, or of the latents. Default: the preset's.",
+    lower_bound=1,
 )
 flags.DEFINE_integer(
     "num_classes", None, "Classes; 0 for none. Default: those of the data.", lower_bound=0

@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
             )
         print(result)
         print("wrote", *result.write(folder))
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

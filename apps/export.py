@@ -77,6 +77,7 @@ def main(argv: list[str]) -> None:
             format=FLAGS.format,
             jit_compile=FLAGS.jit_compile,
             description=description,
+            autoencoder=training.open_run_autoencoder(config),
         )
         print(f"wrote {FLAGS.output}")
     except (ImportError, OSError, ValueError) as error:

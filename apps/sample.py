@@ -7,6 +7,9 @@ Examples:
   # One class, stronger guidance, more steps:
   python apps/sample.py --workdir=runs/emoji --label=5 --guidance=2 --num_steps=50 --output=smileys
 
+  # A run on captions; each prompt in turn:
+  python apps/sample.py --workdir=runs/text --prompt="red apple" --prompt="cat face" --guidance=4
+
   # From a weights file and the preset that it was trained with:
   python apps/sample.py --preset=dit_emoji16 --weights=ema.weights.h5 --output=samples
 """
@@ -25,6 +28,13 @@ for shared in (backend_flag, sampling_flags):
 flags.DEFINE_string("output", None, "Folder to write to. Default: WORKDIR/output.")
 flags.DEFINE_integer("num_samples", 64, "Number of samples.", lower_bound=1)
 flags.DEFINE_integer("label", None, "Class of all samples. Default: all in turn.", lower_bound=0)
+
+flags.DEFINE_multi_string(
+    "prompt",
+    None,
+    "What the samples show, for a model conditioned on text; several by giving the flag several "
+    "times. Default: the null text.",
+)
 
 flags.register_multi_flags_validator(
     ["workdir", "weights", "preset", "image_size", "num_classes", "output"],
@@ -48,10 +58,11 @@ def main(argv: list[str]) -> None:
             output,
             num_samples=FLAGS.num_samples,
             label=FLAGS.label,
+            prompts=FLAGS.prompt,
             **sampling_flags.sampling_options(),
         )
         print(f"wrote {output}/samples.png and {output}/samples.npz")
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -14,6 +14,18 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_integer("num_classes", None, "The number of classes of --weights.", lower_bound=0)
+flags.DEFINE_string(
+    "autoencoder",
+    None,
+    "What decodes samples that are latents: stable_diffusion, stable_diffusion:FOLDER or "
+    "kl:FOLDER. Default: a --workdir knows where its own was; of --weights it must be said.",
+)
+flags.DEFINE_string(
+    "text_encoder",
+    None,
+    "What embeds prompts: minilm:FILE, clip or clip:FOLDER. Default: a --workdir knows where its "
+    "own was; of --weights the preset's.",
+)
 flags.DEFINE_integer("batch_size", 64, "Samples drawn at once.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Sample i is drawn with seed + i.", lower_bound=0)
 flags.DEFINE_enum(
@@ -45,8 +57,9 @@ def load_model() -> tuple:
     from keras_cdiff import training
 
     if FLAGS.workdir:
-        return training.load_run(FLAGS.workdir)
-    changes = {"image_size": FLAGS.image_size, "num_classes": FLAGS.num_classes}
+        return training.load_run(FLAGS.workdir, FLAGS.text_encoder, FLAGS.autoencoder)
+    names = ("autoencoder", "image_size", "num_classes", "text_encoder")
+    changes = {name: FLAGS[name].value for name in names}
     return training.load_weights(FLAGS.weights, FLAGS.preset, **changes)
 
 

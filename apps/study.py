@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
     except training.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(training.EXIT_INTERRUPTED)
-    except (FloatingPointError, OSError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -10,6 +10,13 @@ Examples:
   # The same without labels:
   python apps/train.py --data=folder:/data/all --num_classes=0 --workdir=runs/unlabelled
 
+  # On latents that apps/encode.py has made:
+  python apps/train.py --preset=dit_b_2_ffhq256 --data=latents:/data/ffhq256 --workdir=runs/ffhq
+
+  # From captions to images; minilm.npz holds all-MiniLM-L6-v2:
+  python apps/train.py --preset=dit_text_emoji16 --text_encoder=minilm:minilm.npz \\
+      --workdir=runs/text
+
   # With clusters of equal difficulty, as apps/study.py has measured it:
   python apps/train.py --clusters=study/clusters_relative_entropy.json --workdir=runs/measured
 
@@ -42,6 +49,12 @@ for module in (backend_flag, configuration_flags):
     flags.adopt_module_key_flags(module)  # so that --help shows them
 
 flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration to start from.")
+flags.DEFINE_string(
+    "text_encoder",
+    None,
+    "Condition a DiT on the data's captions, embedded by minilm:FILE, clip or clip:FOLDER, and on "
+    "no classes unless --num_classes is given. Default: the preset's.",
+)
 flags.DEFINE_string("workdir", None, "Folder of the run: configuration, log, weights, samples.")
 flags.DEFINE_integer("steps", None, "Training steps. Default: the preset's.", lower_bound=1)
 flags.DEFINE_float(
@@ -162,7 +175,15 @@ def main(argv: list[str]) -> None:
 
     names = (
         *("preset", "data", "image_size", "num_classes", "steps", "batch_size", "learning_rate"),
-        *("horizontal_flip", "augment", "curriculum", "clusters", "num_clusters", "patience"),
+        *(
+            "text_encoder",
+            "horizontal_flip",
+            "augment",
+            "curriculum",
+            "clusters",
+            "num_clusters",
+            "patience",
+        ),
         *("dtype_policy", "jit_compile", "seed", "log_every", "sample_every"),
         *("checkpoint_every", "keep_last", "keep_every", "max_nonfinite"),
         *("gradient_accumulation_steps", "global_clipnorm", "rematerialize"),
@@ -178,7 +199,7 @@ def main(argv: list[str]) -> None:
     except training.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(training.EXIT_INTERRUPTED)
-    except (FloatingPointError, OSError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

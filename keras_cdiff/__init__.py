@@ -2,6 +2,7 @@
 
 from keras_cdiff import (
     augmentation,
+    autoencoders,
     backbones,
     convert,
     curriculum,
@@ -30,6 +31,7 @@ __all__ = [
     "GuardedOptimizer",
     "__version__",
     "augmentation",
+    "autoencoders",
     "backbones",
     "convert",
     "curriculum",

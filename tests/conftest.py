@@ -64,6 +64,44 @@ def npz(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def captioned(tmp_path_factory):
+    """The source of 16 small RGB images with a caption each, in which two words occur."""
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    captions = np.array(["a cat", "red apple"] * 8)
+    path = tmp_path_factory.mktemp("captioned") / "captioned.npz"
+    np.savez(path, images=images, captions=captions)
+    return f"npz:{path}"
+
+
+@pytest.fixture(scope="session")
+def text_encoder(golden, tmp_path_factory):
+    """The name of a text encoder: a BERT of two layers, width 64 and random weights."""
+    path = tmp_path_factory.mktemp("text") / "bert.npz"
+    np.savez(path, **golden("bert").folder("weights"))
+    return f"minilm:{path}"
+
+
+@pytest.fixture(scope="session")
+def autoencoder(tmp_path_factory):
+    """An autoencoder of factor 2 with drawn weights, which lies on disk: 4 channels."""
+    from keras_cdiff.autoencoders import Autoencoder, kl_networks, open_autoencoder
+
+    path = tmp_path_factory.mktemp("autoencoder") / "kl"
+    Autoencoder(*kl_networks(factor=2, width=16), 0.8, "kl").save(path)
+    return open_autoencoder(f"kl:{path}")
+
+
+@pytest.fixture(scope="session")
+def latents(npz, autoencoder, tmp_path_factory):
+    """The source of latents of 4 x 4, those of the source `npz()`, and of its mirrored images."""
+    from keras_cdiff.data import encode_source, open_source
+
+    path = tmp_path_factory.mktemp("latents") / "latents"
+    encode_source(open_source(npz()), autoencoder, 8, path, batch_size=8, progress=False)
+    return f"latents:{path}"
+
+
+@pytest.fixture(scope="session")
 def tiny(npz, quick):
     """A function: arguments of `resolve` -> a configuration with a very small network."""
 

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.backend_free
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("keras_cdiff", "apps", "tests", "examples", "benchmarks")
+FOLDERS = ("keras_cdiff", "apps", "docs", "tests", "examples", "benchmarks")
 
 # Imports whose distribution is called otherwise, and the benchmarks' peers, installed by hand.
 DISTRIBUTIONS = {

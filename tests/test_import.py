@@ -46,11 +46,13 @@ def test_public_names_are_where_the_documents_say():
         "LogUniformVariance Constant MinSNR P2 EDMWeight",
         "ema": "FixedDecay WarmupDecay PowerDecay reconstruct",
         "augmentation": "Augmentation",
+        "autoencoders": "Autoencoder open_autoencoder fit_autoencoder kl_networks",
         "backbones": "DiT SongUNet DhariwalUNet",
         "curriculum": "Clusters uniform_clusters snr_clusters quantile_clusters PatiencePacing "
         "FixedPacing CurriculumCallback",
         "samplers": "DDPM DDIM Euler Heun DPMSolver Guidance sample",
-        "data": "open_source make_dataset prepare_image to_uint8 image_grid save_image_grid",
+        "data": "open_source make_dataset prepare_image to_uint8 image_grid save_image_grid "
+        "encode_source LatentSource open_text_encoder embed_captions",
         "convert": "dit_from_official edm_from_official",
         "export": "describe_run describe_weights export_sampler",
         "presets": "preset PRESETS",

@@ -11,9 +11,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_cdiff.autoencoders import Autoencoder
 from keras_cdiff.data import (
     ArraySource,
     Source,
+    TextContexts,
     open_source,
     prepare_image,
     to_channels,
@@ -136,18 +138,23 @@ class GeneratedImages(ImageSet):
     described without iteration and average, which are not known then.
 
     Args:
-        model: a `DiffusionModel` of images with 1 or 3 channels.
+        model: a `DiffusionModel`.
         num_images: number of samples N.
         sampler: how; by default that of `keras_cdiff.sample`.
         seed: seed of the first sample, >= 0; the others follow by ones.
         label: class of all samples, or N classes; None shows the classes in turn, as often each.
+        context: the contexts of the samples, an array (N, L, D) or a
+            `keras_cdiff.data.TextContexts`; None for a model without, or for the null context.
         guidance: scale of the guidance, or a `Guidance`.
         use_ema: whether the averaged weights are used, if the model keeps an average.
         batch_size: samples drawn at once.
         name: what the set is called in results.
+        autoencoder: what decodes the samples of a model of latents; None for one of images with 1
+            or 3 channels.
 
     Raises:
-        ValueError: if the model is one of latents, or a number is out of its range.
+        ValueError: if the model is one of latents and there is no autoencoder, or a number is out
+            of its range.
     """
 
     def __init__(
@@ -158,26 +165,34 @@ class GeneratedImages(ImageSet):
         *,
         seed: int = 0,
         label: int | Sequence[int] | None = None,
+        context: np.ndarray | TextContexts | None = None,
         guidance: float | Guidance = 1.0,
         use_ema: bool = True,
         batch_size: int = 64,
         name: str = "samples",
+        autoencoder: Autoencoder | None = None,
     ):
         channels = model.image_shape[-1]
-        if channels not in (1, 3):
+        if channels not in (1, 3) and autoencoder is None:
             raise ValueError(
-                "Images to compare have 1 or 3 channels; latents must be decoded first. "
-                f"Received: a model of {channels} channels"
+                "Images to compare have 1 or 3 channels; latents must be decoded first: give an "
+                f"`autoencoder`. Received: a model of {channels} channels"
+            )
+        if context is not None and len(context) != num_images:
+            raise ValueError(
+                f"`context` must hold {num_images} contexts, one a sample. "
+                f"Received: {len(context)} contexts"
             )
         num_images = check_count("num_images", num_images, 1, None, "the number of samples")
         seed = check_count("seed", seed, 0, None, "that of the first sample")
         batch_size = check_count("batch_size", batch_size, 1, None, "samples drawn at once")
-        if label is None and model.num_classes:
+        if label is None and context is None and model.num_classes:
             label = np.arange(num_images) % model.num_classes
         if label is not None:
             label = np.broadcast_to(np.asarray(label), (num_images,))
         self.model, self.sampler = model, sampler or default_sampler(model)
         self.seed, self.label, self.guidance = seed, label, Guidance.of(guidance)
+        self.context, self.autoencoder = context, autoencoder
         self.use_ema = use_ema and model.ema_backbone is not None
         self.batch_size, self._count = batch_size, num_images
         self.name = name
@@ -189,12 +204,14 @@ class GeneratedImages(ImageSet):
         for first in range(start, self._count, self.batch_size):
             # A whole batch each time: a short one would compile anew.
             rows = np.arange(first, first + self.batch_size)
+            there = np.minimum(rows, self._count - 1)
             images = sample(
                 self.model,
                 len(rows),
                 self.sampler,
                 seed=[self.seed + int(row) for row in rows],
-                label=None if self.label is None else self.label[np.minimum(rows, self._count - 1)],
+                label=None if self.label is None else self.label[there],
+                context=None if self.context is None else self.context[there],
                 guidance=self.guidance,
                 use_ema=self.use_ema,
                 batch_size=self.batch_size,
@@ -207,6 +224,8 @@ class GeneratedImages(ImageSet):
                     "or its weights were not, and use weights of before. "
                     f"Received: samples of {self.name!r} that are not finite"
                 )
+            if self.autoencoder is not None:
+                images = self.autoencoder.decode(images)
             yield to_uint8(images)
 
     def describe(self) -> dict:
@@ -216,10 +235,13 @@ class GeneratedImages(ImageSet):
             decay, _ = self.model.averages()[0]
             ema = f"{type(decay).__name__}({_arguments(decay)})"
         interval = self.guidance.interval
+        factor = 1 if self.autoencoder is None else self.autoencoder.factor
         return {
             "images": self.name,
             "count": self._count,
-            "image_size": list(self.model.image_shape[:2]),
+            "image_size": [factor * side for side in self.model.image_shape[:2]],
+            "autoencoder": None if self.autoencoder is None else self.autoencoder.describe(),
+            "contexts": self._contexts_digest(),
             "labels": count_labels(self.label),
             "sampler": f"{type(self.sampler).__name__}({_arguments(self.sampler)})",
             "num_steps": self.sampler.num_steps,
@@ -231,6 +253,13 @@ class GeneratedImages(ImageSet):
             "iteration": iteration,
             "weights": self._weights_digest()[:16],
         }
+
+    def _contexts_digest(self) -> str | None:
+        if self.context is None:
+            return None
+        if isinstance(self.context, np.ndarray):
+            return hashlib.sha256(np.ascontiguousarray(self.context).tobytes()).hexdigest()
+        return self.context.digest()
 
     def _weights_digest(self) -> str:
         if hasattr(self.model, "jax_state_sync"):
@@ -251,6 +280,10 @@ class GeneratedImages(ImageSet):
             "seeds": (self.seed, self._count),
             "labels": None if self.label is None else self.label.tolist(),
         }
+        if self.context is not None:
+            config["contexts"] = self._contexts_digest()
+        if self.autoencoder is not None:
+            config["autoencoder"] = self.autoencoder.fingerprint()
         return _sha256(self._weights_digest() + repr(config))
 
 

@@ -11,7 +11,7 @@ from keras import ops
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.objectives import Objective
-from keras_cdiff.validation import check_images, check_labels
+from keras_cdiff.validation import check_contexts, check_images, check_labels
 
 Tensor = keras.KerasTensor
 
@@ -43,6 +43,8 @@ class ValidationLoss:
         levels_per_cluster: L >= 1.
         seed: of all noise, >= 0.
         batch_size: images that the network sees at once; it changes no loss beyond rounding.
+        context: the images' contexts (N, L, D), or None for a model without, or for the null
+            context.
 
     Raises:
         ValueError: if an argument is not of that kind.
@@ -63,6 +65,7 @@ class ValidationLoss:
         levels_per_cluster: int = 4,
         seed: int = 0,
         batch_size: int = 64,
+        context: np.ndarray | None = None,
     ):
         images = np.asarray(images)
         if images.ndim != 4 or len(images) < 2:
@@ -77,6 +80,13 @@ class ValidationLoss:
                 f"`labels` must be {len(images)} classes, one an image. "
                 f"Received: labels of shape {labels.shape}"
             )
+        context = None if context is None else np.asarray(context, np.float32)
+        if context is not None and (context.ndim != 3 or len(context) != len(images)):
+            raise ValueError(
+                f"`context` must be {len(images)} contexts (N, L, D), one an image. "
+                f"Received: context of shape {context.shape}"
+            )
+        self.context = context
         if clusters is not None and not isinstance(clusters, Clusters):
             clusters = Clusters(clusters)
         self.images, self.labels, self.clusters = images, labels, clusters
@@ -138,6 +148,8 @@ class ValidationLoss:
             )
         if self.labels is not None:
             check_labels(self.labels, model.num_classes)
+        if self.context is not None:
+            check_contexts(self.context, model.context_width)
         clusters = Clusters(model.cluster_loss.edges) if self.clusters is None else self.clusters
         return _within(clusters.edges, model.objective, model.schedule.coordinate)
 
@@ -163,6 +175,8 @@ class ValidationLoss:
             }
             if labels is not None:
                 inputs["label"] = labels[image].astype("int32")
+            if self.context is not None:
+                inputs["context"] = self.context[image]
             losses[rows] = evaluate.predict_on_batch(inputs)
         return losses.reshape(shape)
 
@@ -193,7 +207,7 @@ class SampleLosses(keras.Model):
         model = self.model()
         image, level, noise = inputs["image"], inputs["level"], inputs["noise"]
         noisy = model.add_noise(image, noise, level)
-        condition = {"label": inputs.get("label")}
+        condition = {name: inputs.get(name) for name in ("label", "context")}
         output = model.ask(self.network, noisy, level, condition, training=False)
         return model.sample_losses(image, level, noise, output)
 

@@ -48,6 +48,30 @@ def _dit_imagenet256(size: str, patch_size: int) -> dict:
     }
 
 
+def _dit_ffhq256() -> dict:
+    """DiT-B/2 without labels, on latents of FFHQ, at the protocol of `_dit_imagenet256`."""
+    preset = _dit_imagenet256("b", 2)
+    preset["description"] = "Unconditional DiT-B/2 on latents of FFHQ 256 x 256."
+    preset["source"] = f"{_PROTOCOL}; FFHQ: Karras et al., 2019"
+    preset["model"]["backbone"] |= {"num_classes": 0}
+    preset["sampling"]["guidance"] = 1.0
+    return preset
+
+
+def _dit_coco256() -> dict:
+    """DiT-B/2 conditioned on captions, on latents of MS-COCO, at the same protocol."""
+    preset = _dit_imagenet256("b", 2)
+    preset["description"] = "Text-to-image DiT-B/2 on latents of MS-COCO 256 x 256."
+    preset["source"] = f"{_PROTOCOL}; captions: Chen et al., 2015; CLIP: Radford et al., 2021"
+    preset["model"]["backbone"] |= {
+        "num_classes": 0,
+        "context_width": 768,
+        "context_dropout": 0.1,
+    }
+    preset["text_encoder"] = "clip"
+    return preset
+
+
 def _dit_emoji16() -> dict:
     """A DiT that learns the embedded emoji at 16 x 16 on two CPU cores in minutes."""
     return {
@@ -77,6 +101,38 @@ def _dit_emoji16() -> dict:
         },
         **emoji_run(steps=2600),
     }
+
+
+def _dit_text_emoji16() -> dict:
+    """The network and data of `dit_emoji16`, conditioned on the emoji's names instead of classes.
+
+    Its names are embedded by all-MiniLM-L6-v2.
+    """
+    preset = _dit_emoji16()
+    preset["description"] = "Small text-to-image DiT under EDM's process, emoji at 16 x 16."
+    preset["model"]["backbone"] |= {
+        "num_classes": 0,
+        "context_width": 384,
+        "context_dropout": 0.1,
+    }
+    preset["text_encoder"] = "minilm:PATH"
+    return preset
+
+
+def _dit_latent_emoji64() -> dict:
+    """The network and run of `dit_emoji16` on 16 x 16 x 4 latents of 64 x 64 images, as a small
+    autoencoder makes them (`apps/encode.py --autoencoder=train`).
+    """
+    preset = _dit_emoji16()
+    preset["description"] = "Small class-conditional DiT on latents of 64 x 64 emoji."
+    preset["model"]["backbone"] |= {"channels": 4}
+    # Latents are scaled to a standard deviation of about 1.
+    preset["model"]["parameterization"] = part("EDMPreconditioning", sigma_data=1.0)
+    preset["model"]["objective"] = part(
+        "LogNormalSigma", p_mean=-0.4, p_std=1.4, weighting=part("EDMWeight", sigma_data=1.0)
+    )
+    preset["data"] = "latents:PATH"
+    return preset
 
 
 def _sit_imagenet256(size: str, patch_size: int) -> dict:
@@ -114,6 +170,11 @@ _FLOW = {
 }
 _FLOW_SAMPLING = {"sampler": "heun", "num_steps": 25, "options": {"coordinate": "level"}}
 
+_PROTOCOL = (
+    "The protocol of the method's authors in their sibling projects, which train DiT so: AdamW "
+    "1e-4, EMA 0.9999, batch 256, 400,000 steps, 250 steps of DDPM, guidance 1.5"
+)
+
 _DIT_NAMES = [(size, patch_size) for size in DIT_SIZES for patch_size in (2, 4, 8)]
 
 DIT_PRESETS = {
@@ -121,7 +182,11 @@ DIT_PRESETS = {
         f"dit_{size}_{patch}_imagenet256": _dit_imagenet256(size, patch)
         for size, patch in _DIT_NAMES
     },
+    "dit_b_2_ffhq256": _dit_ffhq256(),
+    "dit_b_2_coco256": _dit_coco256(),
     "dit_emoji16": _dit_emoji16(),
+    "dit_text_emoji16": _dit_text_emoji16(),
+    "dit_latent_emoji64": _dit_latent_emoji64(),
     **{
         f"sit_{size}_{patch}_imagenet256": _sit_imagenet256(size, patch)
         for size, patch in _DIT_NAMES

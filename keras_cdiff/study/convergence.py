@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
-from keras_cdiff.data import open_source, read_images, to_uint8
+from keras_cdiff.data import read_images, to_uint8
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation import Evaluator, ValidationLoss
 from keras_cdiff.files import strict_json, write_whole
@@ -28,7 +28,7 @@ from keras_cdiff.study.measuring import (
 )
 from keras_cdiff.training import Workdir, load_run, train
 from keras_cdiff.training.building import build_sampler
-from keras_cdiff.training.run import count_classes
+from keras_cdiff.training.run_data import open_data
 from keras_cdiff.training.workdir import differences
 
 REFERENCE = "reference"
@@ -87,9 +87,17 @@ class ConvergenceStudy:
     ):
         self.folder, self.config = Path(folder), copy.deepcopy(config)
         self.config["curriculum"] = None
-        self.source = open_source(config["data"])
-        backbone = self.config["model"]["backbone"]
-        backbone["num_classes"] = count_classes(self.config, self.source)
+        self.source, text_encoder = open_data(self.config)
+        if text_encoder is not None:
+            raise ValueError(
+                "Experts are measured on images with classes or without, and not with text: choose "
+                f"another preset. Received: text_encoder={text_encoder.name!r}"
+            )
+        if evaluator is not None and self.config["autoencoder"] is not None:
+            raise ValueError(
+                "The quality of images cannot be measured on latents: leave the evaluator out, and "
+                f"the loss alone is measured. Received: data={config['data']!r} with an evaluator"
+            )
         for name, value, least in (
             ("steps", steps, 1),
             ("num_images", num_images, 2),

@@ -7,7 +7,14 @@ from keras_cdiff.training.checkpoint_callback import CheckpointCallback, Interru
 from keras_cdiff.training.configuration import resolve
 from keras_cdiff.training.ema_snapshots import EMASnapshots, read_snapshots, reconstruct_average
 from keras_cdiff.training.evaluation import evaluate_model
-from keras_cdiff.training.generation import generate, load_run, load_weights, sampling_settings
+from keras_cdiff.training.generation import (
+    generate,
+    load_run,
+    load_weights,
+    open_run_autoencoder,
+    prompt_contexts,
+    sampling_settings,
+)
 from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption, WorkdirLock
 from keras_cdiff.training.model_state import restore, snapshot
 from keras_cdiff.training.nonfinite import NonFiniteGuard
@@ -33,6 +40,8 @@ __all__ = [
     "generate",
     "load_run",
     "load_weights",
+    "open_run_autoencoder",
+    "prompt_contexts",
     "read_snapshots",
     "reconstruct_average",
     "resolve",

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -12,6 +13,9 @@ from keras_cdiff.files import append_record, strict_json
 from keras_cdiff.periodic import PeriodicCallback, StepCallback
 from keras_cdiff.samplers import Sampler, sample
 from keras_cdiff.tensorboard import TensorBoardWriter
+
+# Samples of a run's grids.
+GRID_SAMPLES = 32
 
 
 class RunLog(keras.callbacks.Callback):
@@ -99,8 +103,12 @@ class SampleGrid(PeriodicCallback):
             training always has one.
         sampler: how samples are drawn.
         num_samples: how many; a class-conditional model shows its classes in turn.
-        guidance: scale of the guidance for class-conditional models.
+        guidance: scale of the guidance for conditional models.
         tensorboard: a `TensorBoardWriter`, or None.
+        label: (num_samples,) classes instead.
+        context: (num_samples, L, D), the contexts of the samples, or None.
+        decode: makes images (N, H, W, C) in [-1, 1] of samples that are latents; without it latents
+            show their first three channels.
     """
 
     def __init__(
@@ -108,11 +116,15 @@ class SampleGrid(PeriodicCallback):
         folder: str | Path,
         every: int,
         sampler: Sampler | None = None,
-        num_samples: int = 32,
+        num_samples: int = GRID_SAMPLES,
         guidance: float = 1.0,
         tensorboard: TensorBoardWriter | None = None,
+        label: np.ndarray | None = None,
+        context: np.ndarray | None = None,
+        decode: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         super().__init__(every)
+        self.label, self.context, self.decode = label, context, decode
         self.folder = Path(folder)
         self.sampler = sampler
         self.num_samples = num_samples
@@ -120,16 +132,22 @@ class SampleGrid(PeriodicCallback):
         self.tensorboard = tensorboard
 
     def act(self, step: int, logs: dict | None) -> None:
-        label = class_labels(self.model.num_classes, self.num_samples)
+        label = self.label
+        if label is None and self.context is None:
+            label = class_labels(self.model.num_classes, self.num_samples)
         images = sample(
             self.model,
             self.num_samples,
             self.sampler,
             label=label,
-            guidance=1.0 if label is None else self.guidance,
+            context=self.context,
+            guidance=1.0 if label is None and self.context is None else self.guidance,
             progress=False,
         )
-        # Latents show their first three channels. A run that diverges is for its log to tell.
+        # A run that diverges is for its log to tell.
+        images = np.nan_to_num(images, posinf=1.0, neginf=-1.0)
+        if self.decode is not None:
+            images = self.decode(images)
         shown = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
         images = to_uint8(np.nan_to_num(shown, posinf=1.0, neginf=-1.0))
         layout = {"columns": 8, "scale": display_scale(images)}

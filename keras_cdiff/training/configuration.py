@@ -25,6 +25,7 @@ def resolve(
     data: str | None = None,
     image_size: int | None = None,
     num_classes: int | None = None,
+    text_encoder: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -56,13 +57,17 @@ def resolve(
     """Returns the whole configuration of a run: the preset, with what is not None in its place.
 
     No data is opened. Where other data than the preset's is given without a number of classes, a
-    class-conditional preset leaves the number to the data: it is None.
+    class-conditional preset leaves the number to the data: it is None. A text encoder leaves the
+    width of contexts to itself in the same way.
 
     Args:
         preset: a name in `keras_cdiff.presets.PRESETS`.
         data: what `keras_cdiff.data.open_source` takes.
-        image_size: side of the images in pixels.
+        image_size: side of what the network sees: of images in pixels, of latents in latent pixels,
+            which are 1/8 of the images' for Stable Diffusion's autoencoder.
         num_classes: number of classes, 0 for an unconditional model.
+        text_encoder: what `keras_cdiff.data.open_text_encoder` takes; it makes a DiT one that is
+            conditioned on the data's captions, and on no classes unless `num_classes` is given.
         steps: training steps.
         batch_size: images a step.
         learning_rate: the rate after the warm-up.
@@ -138,6 +143,14 @@ def resolve(
     if num_classes is not None:
         _check_whole("num_classes", num_classes, 0)
     _check_whole("image_size", backbone["image_size"], 1)
+    config.setdefault("text_encoder", None)
+    if text_encoder is not None:
+        _check_dit("text_encoder", text_encoder, preset, backbone)
+        backbone["context_width"] = None
+        config["text_encoder"] = text_encoder
+        backbone["num_classes"] = num_classes or 0
+    if config["text_encoder"] is not None:
+        config["text_encoder"] = {"name": config["text_encoder"]}
     if augment is not None:
         _augment(config, preset, augment)
     # What the network divides the image by: into patches, or by halving it level by level.
@@ -150,11 +163,7 @@ def resolve(
     _check_choice("dtype_policy", dtype_policy, DTYPE_POLICIES)
 
     if rematerialize:
-        if backbone["class_name"] != "DiT":
-            raise ValueError(
-                "Rematerialisation is for transformers: leave it out, or choose another preset. "
-                f"Received: rematerialize={rematerialize}, preset={preset!r}"
-            )
+        _check_dit("rematerialize", rematerialize, preset, backbone)
         backbone["rematerialize"] = True
 
     config["checkpoints"] = {
@@ -200,6 +209,7 @@ def resolve(
         config["curriculum"] = {"kind": curriculum, **staging, "edges": edges}
     if config["validation"]:  # with the same clusters, whether a curriculum trains them or none
         config["validation"]["edges"] = edges
+    config["autoencoder"] = None  # what the data says of it, if it is latents
     del config["description"], config["source"]
     return {
         "preset": preset,
@@ -251,6 +261,14 @@ def _augment(config: dict, preset: str, probability: float) -> None:
     config["model"]["augmentation"] = (
         None if augmentation is None else keras.saving.serialize_keras_object(augmentation)
     )
+
+
+def _check_dit(name: str, value: object, preset: str, backbone: dict) -> None:
+    if backbone["class_name"] != "DiT":
+        raise ValueError(
+            f"`{name}` is for transformers: leave it out, or choose another preset. "
+            f"Received: {name}={value!r}, preset={preset!r}"
+        )
 
 
 def _given(**values: object) -> dict:

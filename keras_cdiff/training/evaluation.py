@@ -1,9 +1,18 @@
 """Evaluation of a run's model: of its samples and its loss while it trains, and afterwards."""
 
+import functools
+
 import keras
 import numpy as np
 
-from keras_cdiff.data import Source, open_source, read_images
+from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.data import (
+    Source,
+    TextContexts,
+    TextEncoder,
+    open_source,
+    read_images,
+)
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation import (
     EvaluationCallback,
@@ -21,7 +30,8 @@ from keras_cdiff.evaluation import (
 )
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.tensorboard import TensorBoardWriter
-from keras_cdiff.training.generation import sampling_settings
+from keras_cdiff.training.generation import open_run_autoencoder, sampling_settings
+from keras_cdiff.training.run_data import open_run_text_encoder
 from keras_cdiff.training.workdir import Workdir
 
 # Images of the training data that samples are compared with while a model trains.
@@ -47,14 +57,16 @@ def evaluate_model(
     """Returns the metrics of a model's samples against a reference.
 
     The reference's images are prepared as training prepares them: at the model's size and number of
-    channels. Where they have the model's classes, samples are drawn in their proportions, else of
-    all classes in turn.
+    channels, or those that its latents are decoded to. Where they have the model's classes, samples
+    are drawn in their proportions, else of all classes in turn. A model conditioned on text gets
+    captions of the reference.
 
     Args:
         model: the trained model.
         config: its configuration, whose data, sampler, steps and guidance are the defaults.
         evaluator: what compares.
-        reference: name of a data source, or "statistics:PATH"; None for the training data.
+        reference: name of a data source, or "statistics:PATH"; None for the training data, of
+            latents the images that they were made of.
         num_samples: N.
         seed: sample i has the seed `seed` + i.
         sampler, num_steps, guidance, guidance_interval, use_ema, batch_size: as for `generate`.
@@ -64,11 +76,14 @@ def evaluate_model(
         ValueError: if an argument is out of its range or does not fit the model, or the reference
             cannot be read.
     """
-    size, _, channels = model.image_shape
-    reference = as_reference(reference or config["data"])
+    autoencoder = open_run_autoencoder(config, model)
+    if reference is None:
+        reference = config["data"] if autoencoder is None else _encoded_images(config)
+    reference = as_reference(reference)
     if isinstance(reference, SourceImages):
-        reference = SourceImages(reference.source, size, channels)
-    label = labels_like(model, reference, num_samples, seed)
+        reference = SourceImages(reference.source, *_pixels(model, autoencoder))
+    text_encoder = open_run_text_encoder(config)
+    label, context = conditions_like(model, text_encoder, reference, num_samples, seed)
     options = sampling_settings(
         model,
         config,
@@ -76,6 +91,7 @@ def evaluate_model(
         sampler=sampler,
         num_steps=num_steps,
         label=label,
+        context=context,
         guidance=guidance,
         guidance_interval=guidance_interval,
     )
@@ -87,6 +103,7 @@ def evaluate_model(
         use_ema=use_ema,
         batch_size=batch_size,
         name=name or config["preset"],
+        autoencoder=autoencoder,
     )
     return evaluator.evaluate(generated, reference)
 
@@ -98,6 +115,8 @@ def evaluation_callbacks(
     sampler: Sampler,
     workdir: Workdir,
     tensorboard: TensorBoardWriter,
+    text_encoder: TextEncoder | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that evaluate a run while it trains, as its configuration asks for.
 
@@ -108,16 +127,21 @@ def evaluation_callbacks(
         sampler: how samples are drawn.
         workdir: the run's folder.
         tensorboard: the run's events.
+        text_encoder: that of a model conditioned on text.
+        autoencoder: that of a model of latents.
 
     Raises:
         ValueError: if the extractor cannot be opened, or the validation data does not fit the
             model.
     """
     callbacks = []
-    size, _, channels = model.image_shape
     if config.get("evaluation"):
         settings, count = config["evaluation"], config["evaluation"]["num_samples"]
-        reference = SourceImages(source, size, channels, min(len(source), MAX_REFERENCE))
+        images = source if autoencoder is None else open_source(_encoded_images(config))
+        size, channels = _pixels(model, autoencoder)
+        reference = SourceImages(images, size, channels, min(len(images), MAX_REFERENCE))
+        label, context = conditions_like(model, text_encoder, reference, count)
+        guided = model.num_classes or context is not None
         evaluator = Evaluator(
             open_extractor(settings["extractor"]), cache=workdir.features, cache_generated=False
         )
@@ -128,16 +152,24 @@ def evaluation_callbacks(
                 settings["every"],
                 count,
                 sampler,
-                label=labels_like(model, reference, count),
-                guidance=config["sampling"]["guidance"] if model.num_classes else 1.0,
+                label=label,
+                guidance=config["sampling"]["guidance"] if guided else 1.0,
+                generate=functools.partial(
+                    GeneratedImages, context=context, autoencoder=autoencoder
+                ),
                 path=workdir.evaluation_file,
                 tensorboard=tensorboard,
             )
         )
     if config.get("validation"):
         settings = config["validation"]
-        images, labels = _held_out(settings["data"], settings["num_images"], model, source)
-        validation_loss = ValidationLoss(images, labels, settings["edges"])
+        held_out = open_source(settings["data"])
+        _check_autoencoder(config, held_out)
+        images, labels = _held_out(held_out, settings["num_images"], model, source)
+        context = contexts_like(text_encoder, SourceImages(held_out), len(images))
+        validation_loss = ValidationLoss(
+            images, labels, settings["edges"], context=None if context is None else context[:]
+        )
         validation_loss.check(model)
         callbacks.append(
             ValidationLossCallback(
@@ -169,13 +201,89 @@ def labels_like(
     )
 
 
+def conditions_like(
+    model: DiffusionModel,
+    text_encoder: TextEncoder | None,
+    reference: ImageSet | FeatureStatistics,
+    num_samples: int,
+    seed: int = 0,
+) -> tuple[np.ndarray | None, TextContexts | None]:
+    """Returns the labels and the contexts of samples to be compared with a reference: labels in its
+    proportions, or, where there are texts, captions of its images with the labels of the same ones.
+    """
+    context = contexts_like(text_encoder, reference, num_samples)
+    if context is None:
+        return labels_like(model, reference, num_samples, seed), None
+    labels = reference.source.labels()
+    if not model.num_classes or labels is None or labels.max() >= model.num_classes:
+        return None, context
+    return labels[_places(len(labels), num_samples)], context
+
+
+def contexts_like(
+    text_encoder: TextEncoder | None,
+    reference: ImageSet | FeatureStatistics,
+    num_samples: int,
+) -> TextContexts | None:
+    """Returns contexts of the first captions of a reference's images, at even distances as
+    `read_images` takes them, images repeating where there are fewer; None without an encoder.
+
+    Raises:
+        ValueError: if there is an encoder, and the reference has no captions.
+    """
+    if text_encoder is None:
+        return None
+    captions = reference.source.captions() if isinstance(reference, SourceImages) else None
+    if captions is None:
+        raise ValueError(
+            "A model conditioned on text is measured with captions: give images that have some. "
+            f"Received: {getattr(reference, 'name', reference)!r} without captions"
+        )
+    texts = [captions[place][0] for place in _places(len(captions), num_samples)]
+    return TextContexts(text_encoder, texts)
+
+
+def _places(total: int, count: int) -> np.ndarray:
+    """`count` places at even distances, as `read_images` takes them."""
+    return np.linspace(0, total - 1, count).round().astype(int)
+
+
+def _encoded_images(config: dict) -> str:
+    """The images of which the latents were made that a run is trained on."""
+    described = config.get("autoencoder") or {}
+    if "images" not in described:
+        raise ValueError(
+            "Of which images these latents were made is not known: give a reference. "
+            f"Received: preset={config['preset']!r}, without a run's data"
+        )
+    return described["images"]
+
+
+def _pixels(model: DiffusionModel, autoencoder: Autoencoder | None) -> tuple[int, int]:
+    """Size and channels of a model's images, decoded if they are latents."""
+    size, _, channels = model.image_shape
+    return (size, channels) if autoencoder is None else (size * autoencoder.factor, 3)
+
+
+def _check_autoencoder(config: dict, held_out: Source) -> None:
+    """Raises a ValueError unless latents are of the autoencoder that the training data is of."""
+    wanted = (config.get("autoencoder") or {}).get("fingerprint")
+    found = getattr(held_out, "autoencoder", {}).get("fingerprint")
+    if wanted != found:
+        raise ValueError(
+            "The validation data must be of the same kind as the training data, and latents by the "
+            "same autoencoder. "
+            f"Received: validation_data={held_out.name!r} by {found}, data={config['data']!r} by "
+            f"{wanted}"
+        )
+
+
 def _held_out(
-    data: str, num_images: int, model: DiffusionModel, training: Source
+    source: Source, num_images: int, model: DiffusionModel, training: Source
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Up to `num_images` images of a source at even distances, prepared as training does, and
     labels as training has them.
     """
-    source = open_source(data)
     size, _, channels = model.image_shape
     images, labels = read_images(source, size, channels, num_images)
     if not model.num_classes or not source.num_classes:
@@ -186,7 +294,7 @@ def _held_out(
             raise ValueError(
                 "The validation data must have classes of the training data, which are "
                 f"{', '.join(training.class_names)}: choose other images. "
-                f"Received: validation_data={data!r}, with {', '.join(unknown)}"
+                f"Received: validation_data={source.name!r}, with {', '.join(unknown)}"
             )
         labels = np.array([training.class_names.index(name) for name in source.class_names])[labels]
     return images, labels

@@ -1,52 +1,117 @@
 """Samples from a training run, or from a weights file and its preset, written to disk."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from keras_cdiff.data import save_image_grid, to_uint8, write_batch_file
+from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
+from keras_cdiff.data import TextContexts, save_image_grid, to_uint8, write_batch_file
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.training.building import build_model, build_sampler, in_pixels
 from keras_cdiff.training.callbacks import class_labels, display_scale
 from keras_cdiff.training.configuration import resolve
+from keras_cdiff.training.run_data import open_run_text_encoder
 from keras_cdiff.training.workdir import Workdir, load_network
 
 
-def load_run(workdir: str | os.PathLike) -> tuple[DiffusionModel, dict]:
+def load_run(
+    workdir: str | os.PathLike,
+    text_encoder: str | None = None,
+    autoencoder: str | None = None,
+) -> tuple[DiffusionModel, dict]:
     """Returns the trained model of a workdir, and its configuration.
 
+    Args:
+        workdir: the run's folder.
+        text_encoder: where the run's text encoder is, as `open_text_encoder` takes it; None where
+            it was in training.
+        autoencoder: where its autoencoder is, as `open_autoencoder` takes it; likewise.
+
     Raises:
-        ValueError: if the folder holds no finished run.
+        ValueError: if the folder holds no finished run, or one without text or latents that is
+            given their encoder.
     """
     folder = Workdir(workdir)
     config = folder.config()
+    if folder.autoencoder.is_dir():
+        config["autoencoder"]["name"] = f"kl:{folder.autoencoder}"
+    for kind, name in (("text_encoder", text_encoder), ("autoencoder", autoencoder)):
+        if name is None:
+            continue
+        if config.get(kind) is None:
+            what = "is not conditioned on text" if kind == "text_encoder" else "is not of latents"
+            raise ValueError(
+                f"This run {what}: leave the {kind.replace('_', ' ')} out. "
+                f"Received: {kind}={name!r}, workdir={str(workdir)!r}"
+            )
+        config[kind]["name"] = name  # the fingerprint tells whether it is the same one
     model = build_model(config)
     folder.load_weights(model)
     return model, config
 
 
 def load_weights(
-    weights: str | os.PathLike, preset: str, **changes: object
+    weights: str | os.PathLike, preset: str, autoencoder: str | None = None, **changes: object
 ) -> tuple[DiffusionModel, dict]:
     """Returns a preset's model with one weights file as its weights and their average.
 
     Args:
         weights: a file that `Workdir.save_weights` wrote.
         preset: the name of the preset.
-        **changes: arguments of `resolve`, such as image_size and num_classes.
+        autoencoder: what decodes the samples of a model of latents, as `open_autoencoder` takes it.
+        **changes: arguments of `resolve`, such as image_size, num_classes and text_encoder.
 
     Raises:
-        ValueError: if the file is missing or holds the weights of another network.
+        ValueError: if the file is missing or holds the weights of another network; or if it lies
+            where a run wrote it, and was trained with another autoencoder or text encoder.
     """
     config = resolve(preset, **changes)
+    if autoencoder is not None:
+        config["autoencoder"] = open_autoencoder(autoencoder).describe()
+    _adopt_fingerprints(weights, config)
+    if config["model"]["backbone"].get("context_width", 0) is None:
+        open_run_text_encoder(config)  # which knows the width
     model = build_model(config)
     for network in (model.backbone, model.ema_backbone):
         if network is not None:
             load_network(network, weights)
     return model, config
+
+
+def open_run_autoencoder(config: dict, model: DiffusionModel | None = None) -> Autoencoder | None:
+    """Returns the autoencoder of a run on latents; None for a run in pixels.
+
+    Args:
+        config: the run's configuration.
+        model: its model, of whose channels the latents must be; None for the configuration's.
+
+    Raises:
+        ValueError: if it is not known, cannot be opened, or is not the one that the model was
+            trained with.
+    """
+    channels = config["model"]["backbone"]["channels"]
+    if model is not None:
+        channels = model.image_shape[-1]
+    described = config.get("autoencoder")
+    if in_pixels(channels):
+        return None
+    if described is None:
+        raise ValueError(
+            "Samples of this model are latents: say which autoencoder decodes them, by "
+            "--autoencoder=stable_diffusion or kl:FOLDER. "
+            f"Received: preset={config['preset']!r}, with {channels} channels"
+        )
+    autoencoder = open_autoencoder(described["name"], described["fingerprint"])
+    if autoencoder.channels != channels:
+        raise ValueError(
+            f"The autoencoder must have latents of {channels} channels, as the model has. "
+            f"Received: autoencoder={described['name']!r} of {autoencoder.channels} channels"
+        )
+    return autoencoder
 
 
 def generate(
@@ -59,6 +124,7 @@ def generate(
     sampler: str | None = None,
     num_steps: int | None = None,
     label: int | Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
     guidance: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
     use_ema: bool = True,
@@ -66,8 +132,8 @@ def generate(
 ) -> np.ndarray:
     """Draws samples and writes OUTPUT/samples.png, a grid, and OUTPUT/samples.npz, the images.
 
-    The .npz holds uint8 (N, H, W, C) under the name arr_0, as evaluators of generated images read
-    it.
+    Samples of a model of latents are decoded. The .npz holds uint8 (N, H, W, C) under the name
+    arr_0, as evaluators of generated images read it.
 
     Args:
         model: the trained model.
@@ -77,7 +143,10 @@ def generate(
         seed: sample i has the seed `seed` + i.
         sampler: a name in `building.SAMPLERS`; None for the configuration's, with its options.
         num_steps: steps of the sampler.
-        label: class of every sample; None shows all classes in turn.
+        label: class of every sample; None shows all classes in turn, or the null label where there
+            are prompts.
+        prompts: texts that the samples show in turn, for a model conditioned on text, no more than
+            samples; None for the null text.
         guidance: scale of the guidance.
         guidance_interval: levels [low, high) at which there is guidance; None for all.
         use_ema: whether the averaged weights are used.
@@ -87,18 +156,22 @@ def generate(
         The uint8 images.
 
     Raises:
-        ValueError: if an argument is out of its range or does not fit the model, or the model is
-            one of latents.
+        ValueError: if an argument is out of its range or does not fit the model, or the text
+            encoder or the autoencoder cannot be opened.
     """
-    channels, folder = model.image_shape[-1], Path(output)
-    if not in_pixels(channels):
-        raise ValueError(
-            "Samples of this model are latents, and decoding them into images comes with latent "
-            "support: keras_cdiff.sample returns them as they are. "
-            f"Received: preset={config['preset']!r}, with {channels} channels"
-        )
+    folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The output must be a folder. Received: output={str(output)!r}")
+    autoencoder = open_run_autoencoder(config, model)
+    context = None
+    if prompts is not None:
+        if len(prompts) > num_samples:
+            raise ValueError(
+                "Each prompt needs a sample: draw more samples, or give fewer prompts. "
+                f"Received: num_samples={num_samples}, with {len(prompts)} prompts"
+            )
+        context = prompt_contexts(config, prompts)
+        context = context[np.arange(num_samples) % len(context)]
     options = sampling_settings(
         model,
         config,
@@ -106,23 +179,35 @@ def generate(
         sampler=sampler,
         num_steps=num_steps,
         label=label,
+        context=context,
         guidance=guidance,
         guidance_interval=guidance_interval,
     )
-    images = to_uint8(
-        sample(
-            model,
-            num_samples,
-            **options,
-            seed=seed,
-            use_ema=use_ema,
-            batch_size=batch_size,
-        )
+    images = sample(
+        model, num_samples, **options, seed=seed, use_ema=use_ema, batch_size=batch_size
     )
+    images = to_uint8(images if autoencoder is None else autoencoder.decode(images))
     folder.mkdir(parents=True, exist_ok=True)
     write_batch_file(folder / "samples.npz", images)
     save_image_grid(images, folder / "samples.png", scale=display_scale(images))
     return images
+
+
+def prompt_contexts(config: dict, prompts: Sequence[str]) -> np.ndarray:
+    """Returns the contexts of prompts, (N, L, D), by the text encoder that a run was trained with.
+
+    Raises:
+        ValueError: if the run has none, it cannot be opened, or there is no prompt.
+    """
+    encoder = open_run_text_encoder(config)
+    if encoder is None:
+        raise ValueError(
+            "This model is not conditioned on text: leave prompts out, or train one with "
+            f"--text_encoder. Received: prompts={list(prompts)}, preset={config['preset']!r}"
+        )
+    if not prompts:
+        raise ValueError('Give at least one prompt; "" is the null text. Received: prompts=[]')
+    return encoder.encode(list(prompts))
 
 
 def sampling_settings(
@@ -133,12 +218,14 @@ def sampling_settings(
     sampler: str | None = None,
     num_steps: int | None = None,
     label: int | Sequence[int] | None = None,
+    context: np.ndarray | TextContexts | None = None,
     guidance: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
 ) -> dict:
-    """Returns how samples of a run are drawn: sampler, label and guidance, for `sample`.
+    """Returns how samples of a run are drawn: sampler, label, context and guidance, for `sample`.
 
-    The arguments are those of `generate`; what is None is taken from the configuration.
+    Guidance is the configuration's where there is a condition to strengthen, else none. The
+    arguments are those of `generate`; what is None is taken from the configuration.
 
     Raises:
         ValueError: if there is no such sampler, or an interval limits no guidance.
@@ -147,10 +234,11 @@ def sampling_settings(
     if sampler in (None, settings["sampler"]):
         num_steps = settings["num_steps"] if num_steps is None else num_steps
         options = settings.get("options", {})
-    if label is None:
+    if label is None and context is None:
         label = class_labels(model.num_classes, num_samples)
     if guidance is None:
-        guidance = settings["guidance"] if label is not None else 1.0
+        guided = label is not None or context is not None
+        guidance = settings["guidance"] if guided else 1.0
     if guidance_interval is not None and guidance == 1.0:
         raise ValueError(
             "`guidance_interval` limits a guidance, and there is none: give a guidance other "
@@ -161,5 +249,29 @@ def sampling_settings(
     return {
         "sampler": build_sampler(sampler or settings["sampler"], num_steps, channels, **options),
         "label": label,
+        "context": context,
         "guidance": Guidance(guidance, interval=guidance_interval),
     }
+
+
+def _adopt_fingerprints(weights: str | os.PathLike, config: dict) -> None:
+    """Writes into a configuration which encoders a weights file was trained with, if it lies where
+    a run wrote it; a file elsewhere says nothing of them.
+
+    Args:
+        weights: the file.
+        config: the configuration, with "autoencoder" and "text_encoder".
+
+    Raises:
+        ValueError: if the configuration has another encoder.
+    """
+    file = Path(weights).with_name("step.json")
+    trained = json.loads(file.read_text()).get("fingerprints", {}) if file.is_file() else {}
+    for kind, fingerprint in trained.items():
+        found = config.get(kind)
+        if found is not None and found.setdefault("fingerprint", fingerprint) != fingerprint:
+            raise ValueError(
+                f"The weights were trained with another {kind.replace('_', ' ')}, of the "
+                f"fingerprint {fingerprint}: give that one. "
+                f"Received: weights={str(weights)!r}, {kind} of {found['fingerprint']}"
+            )

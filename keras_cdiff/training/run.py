@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_cdiff.data import Source, make_dataset, open_source
+from keras_cdiff.data import Source, WithContext, make_dataset
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.tensorboard import TensorBoardWriter
 from keras_cdiff.training.building import (
@@ -18,16 +18,17 @@ from keras_cdiff.training.building import (
     build_model,
     build_optimizer,
     build_sampler,
-    in_pixels,
 )
 from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.checkpoint_callback import CheckpointCallback, Interrupted
 from keras_cdiff.training.continuation import fit_intervals
 from keras_cdiff.training.evaluation import evaluation_callbacks
+from keras_cdiff.training.generation import open_run_autoencoder
 from keras_cdiff.training.interruption import Interruption, WorkdirLock
 from keras_cdiff.training.model_state import restore
 from keras_cdiff.training.nonfinite import NonFiniteGuard
+from keras_cdiff.training.run_data import grid_conditions, open_data, with_contexts
 from keras_cdiff.training.watched_source import WatchedSource
 from keras_cdiff.training.workdir import Workdir, differences
 
@@ -64,19 +65,11 @@ def train(
         config["training"],
         config["sampling"],
     )
-    if not in_pixels(backbone["channels"]):
-        raise ValueError(
-            "Training starts from pixels, and this preset's network works on latents: choose a "
-            "preset in pixels; encoding comes with latent support. "
-            f"Received: preset={config['preset']!r}, with {backbone['channels']} channels"
-        )
-    source = open_source(config["data"])
-    backbone["num_classes"] = count_classes(config, source)
+    source, text_encoder = open_data(config)
     folder = Workdir(workdir)
     folder.check(config)
-    watched = WatchedSource(source)
-    make_batches = functools.partial(_batches, config, watched)
-    make_batches(0)  # what does not fit the data is said now
+    autoencoder = open_run_autoencoder(config) if _decodes(config) else None
+    _batches(config, source, 0)  # what does not fit the data is said now
     keras.utils.set_random_seed(config["seed"])
     model = build_model(config)
     model.compile(build_optimizer(config), jit_compile=training["jit_compile"])
@@ -91,20 +84,28 @@ def train(
         **sampling.get("options", {}),
     )
     tensorboard = TensorBoardWriter(folder.tensorboard)
-    watching = evaluation_callbacks(model, config, source, sampler, folder, tensorboard)
+    watching = evaluation_callbacks(
+        model, config, source, sampler, folder, tensorboard, text_encoder, autoencoder
+    )
     watching += callbacks
-    if training["sample_every"]:
-        grid = SampleGrid(
-            folder.samples,
-            training["sample_every"],
-            sampler,
-            guidance=sampling["guidance"],
-            tensorboard=tensorboard,
-        )
-        watching.insert(0, grid)
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(WorkdirLock(folder.path))
+        source = with_contexts(source, text_encoder, folder.path)
+        watched = WatchedSource(source)
+        make_batches = functools.partial(_batches, config, watched)
+        if training["sample_every"]:
+            watching.insert(
+                0,
+                SampleGrid(
+                    folder.samples,
+                    training["sample_every"],
+                    sampler,
+                    guidance=sampling["guidance"],
+                    tensorboard=tensorboard,
+                    **grid_conditions(source, model.num_classes),
+                    decode=None if autoencoder is None else autoencoder.decode,
+                ),
+            )
         interruption = stack.enter_context(Interruption())
         stack.callback(tensorboard.close)
         settings = config["checkpoints"]
@@ -120,6 +121,8 @@ def train(
         stack.callback(saver.writer.close)
         step, metrics = _continue(model, config, source, folder, checkpoints)
         folder.claim(config, step)
+        if autoencoder is not None:
+            folder.keep_autoencoder(autoencoder)
         checkpoints.set_aside(step)  # those that did not verify
         tensorboard.resumed_at = step or None
         print(_summary(model, config, source, folder, step), flush=True)
@@ -204,9 +207,23 @@ def _continue(
     return step, arrays if same_interval else None
 
 
-def _description(source: Source) -> dict:
-    """What must not change in the data while a run trains on it."""
-    return {"images": len(source), "class_names": list(source.class_names)}
+def _description(source: Source | WithContext) -> dict:
+    """What must not change in the data while a run trains on it, as far as it is known without
+    reading the images.
+    """
+    description = {"images": len(source), "class_names": list(source.class_names)}
+    if hasattr(source, "latent_size"):
+        description["latents"] = source.digest()
+    if isinstance(source, WithContext):
+        description["captions"] = source.embeddings.folder.name
+    return description
+
+
+def _decodes(config: dict) -> bool:
+    """Whether a run needs its autoencoder: to show or measure samples, or to keep a copy of it."""
+    described = config["autoencoder"] or {"name": ""}
+    shown = config["training"]["sample_every"] or config["evaluation"]
+    return bool(shown) or described["name"].startswith("kl:")
 
 
 def _summary(
@@ -219,26 +236,3 @@ def _summary(
         f"{len(source):,} images from {source.name}, {training['steps']} steps of "
         f"{training['batch_size']} on {keras.backend.backend()}, into {folder.path}"
     )
-
-
-def count_classes(config: dict, source: Source) -> int:
-    """Returns the model's number of classes, which the data decides where the configuration does
-    not.
-
-    Raises:
-        ValueError: if the data does not fit the configuration.
-    """
-    wanted = config["model"]["backbone"]["num_classes"]
-    if wanted != 0 and not source.num_classes:
-        raise ValueError(
-            "A class-conditional model needs labelled data: label the images, or train without "
-            f"classes, by num_classes=0. Received: data={config['data']!r} without labels"
-        )
-    if wanted is None:
-        return source.num_classes
-    if 0 < wanted < source.num_classes:
-        raise ValueError(
-            f"The data has {source.num_classes} classes, more than the model: leave the number of "
-            f"classes to the data. Received: data={config['data']!r}, num_classes={wanted}"
-        )
-    return wanted

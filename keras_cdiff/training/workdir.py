@@ -5,13 +5,15 @@ lock                    keeps a second process out
 checkpoints/            what the run goes on from, checkpoints/step_00000500.zip
 log.jsonl               one record a log interval
 evaluations.jsonl       one record an evaluation of samples, if there are any
+autoencoder/            what decodes samples, if they are latents of one that was trained here
+text/                   the captions' embeddings, where they cannot be kept beside the data
 features/               the training data's features, if samples are evaluated
 validation.jsonl        one record a measurement of the validation loss, if there are any
 tensorboard/            TensorBoard events
 samples/                grids of samples, samples/step_000600.png
 weights/raw.weights.h5  the network's weights
 weights/ema.weights.h5  their average
-weights/step.json       the training step that they are of
+weights/step.json       the training step that they are of, and the fingerprints of their encoders
 
 The weights are written when the run is finished, their step last. A finished run that is trained
 further keeps them until it is finished again.
@@ -27,16 +29,19 @@ from pathlib import Path
 
 import keras
 
+from keras_cdiff.autoencoders import Autoencoder
 from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.files import write_whole
 from keras_cdiff.training.log_files import cut_jsonl
 
 # What may change when a run goes on: how long it trains, what is watched and kept, where it runs.
 _MAY_CHANGE = (
+    "autoencoder.name",  # where it lies; its fingerprint must stay
     "backend",
     "checkpoints",
     "evaluation",
     "keras_cdiff",
+    "text_encoder.name",
     "training.log_every",
     "training.max_nonfinite",
     "training.sample_every",
@@ -59,6 +64,7 @@ class Workdir:
         self.log_file = self.path / "log.jsonl"
         self.evaluation_file = self.path / "evaluations.jsonl"
         self.validation_file = self.path / "validation.jsonl"
+        self.autoencoder = self.path / "autoencoder"
         self.features = self.path / "features"
         self.tensorboard = self.path / "tensorboard"
         self.samples = self.path / "samples"
@@ -132,7 +138,7 @@ class Workdir:
                 leftover.unlink()
         for folder in (self.path, self.samples, self.weights):
             for leftover in folder.glob("writing-*"):  # a killed process was about to rename it
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for grid in self.samples.glob("step_*.png"):
             drawn = re.fullmatch(r"step_(\d+)\.png", grid.name)
             if drawn and int(drawn[1]) > step:
@@ -160,6 +166,13 @@ class Workdir:
             ) from error
         return config
 
+    def keep_autoencoder(self, autoencoder: Autoencoder) -> None:
+        """Copies an autoencoder that was trained here, so that the folder can be moved by itself;
+        one that is published is found by its name.
+        """
+        if autoencoder.kind == "kl" and not self.autoencoder.exists():
+            autoencoder.save(self.autoencoder)
+
     def _logs(self) -> tuple[Path, ...]:
         return self.log_file, self.evaluation_file, self.validation_file
 
@@ -184,8 +197,15 @@ class Workdir:
         self.weights_step_file.unlink(missing_ok=True)
         for which, network in networks.items():
             write_whole(self.weights_file(which), network.save_weights)
-        step = json.dumps({"step": int(keras.ops.convert_to_numpy(model.iteration))})
-        write_whole(self.weights_step_file, lambda path: path.write_text(step))
+        step = int(keras.ops.convert_to_numpy(model.iteration))
+        content = json.dumps({"step": step, "fingerprints": self._fingerprints()})
+        write_whole(self.weights_step_file, lambda path: path.write_text(content))
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Those of the encoders that the run has."""
+        config = self.config() if self.config_file.exists() else {}
+        found = {kind: config.get(kind) or {} for kind in ("autoencoder", "text_encoder")}
+        return {kind: part["fingerprint"] for kind, part in found.items() if "fingerprint" in part}
 
     def load_weights(self, model: DiffusionModel) -> None:
         """Reads the weights that `save_weights` wrote.

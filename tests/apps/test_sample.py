@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from keras_cdiff import training
+from keras_cdiff.data import open_text_encoder
 from keras_cdiff.training.building import SAMPLERS, build_model
 
 
@@ -52,10 +53,42 @@ def test_samples_of_a_run_are_written(workdir, tmp_path, run_app, backend):
     np.testing.assert_allclose(written.astype(int), expected.astype(int), atol=1)
 
 
+def test_prompts_and_latents(tmp_path, run_app, backend, text_encoder, autoencoder):
+    """Each prompt in turn, of a run on captioned latents; the encoder has moved since."""
+    config = training.resolve("dit_latent_emoji64", num_classes=0, text_encoder="minilm:gone.npz")
+    config["model"]["backbone"].update(
+        width=16, depth=1, num_heads=2, image_size=4, context_width=64
+    )
+    config["sampling"]["num_steps"] = 2
+    config["autoencoder"] = autoencoder.describe()
+    config["text_encoder"]["fingerprint"] = open_text_encoder(text_encoder).fingerprint()
+    folder = training.Workdir(tmp_path / "run")
+    folder.claim(config)
+    folder.keep_autoencoder(autoencoder)
+    folder.save_weights(build_model(config))
+    process = run_app(
+        "sample",
+        f"--workdir={folder.path}",
+        f"--text_encoder={text_encoder}",
+        f"--output={tmp_path / 'output'}",
+        backend,
+        "--num_samples=3",
+        "--prompt=a cat",
+        "--prompt=red apple",
+        "--guidance=2",
+    )
+    assert process.returncode == 0, process.stderr
+    with np.load(tmp_path / "output" / "samples.npz") as file:
+        assert file["arr_0"].shape == (3, 8, 8, 3)
+
+
 @pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--workdir={workdir}", "--prompt=a cat"), "not conditioned on text"),
+        (("--workdir={workdir}", "--text_encoder=clip"), "not conditioned on text"),
+        (("--workdir={workdir}", "--autoencoder=stable_diffusion"), "is not of latents"),
         (("--workdir={workdir}", "--label=9"), "label=9"),
         (
             ("--workdir={workdir}", "--output={output}", "--guidance=2", "--guidance_interval=3"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff import evaluation, training
-from keras_cdiff.data import ArraySource
+from keras_cdiff.data import ArraySource, open_source
 from keras_cdiff.training.evaluation import _held_out, evaluation_callbacks
 
 pytestmark = [
@@ -56,18 +56,16 @@ def test_validation_classes_are_those_of_training_by_name(make_model, tmp_path):
     images = np.zeros((3, 8, 8, 3), np.uint8)
     source = ArraySource("training", images, np.arange(3), class_names=["a", "b", "c"])
     some = labelled(tmp_path, "some", [1, 1], ["c", "b"])
-    _, labels = _held_out(some, 5, make_model(), source)
+    _, labels = _held_out(open_source(some), 5, make_model(), source)
     np.testing.assert_array_equal(labels, [2, 1])
     other = labelled(tmp_path, "other", [1, 1], ["c", "d"])
     with pytest.raises(ValueError, match=r"classes of the training data, .* a, b, c.*, with d"):
-        _held_out(other, 5, make_model(), source)
+        _held_out(open_source(other), 5, make_model(), source)
 
 
 def test_the_reference_of_a_run_is_limited(
     make_model, tiny, extractor_file, tmp_path, monkeypatch, npz
 ):
-    from keras_cdiff.data import open_source
-
     monkeypatch.setattr("keras_cdiff.training.evaluation.MAX_REFERENCE", 5)
     config = tiny(evaluate_every=2, extractor=f"keras:{extractor_file}")
     (callback,) = evaluation_callbacks(

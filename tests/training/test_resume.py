@@ -11,7 +11,7 @@ import pytest
 
 from keras_cdiff import training
 from keras_cdiff.data import ArraySource, make_dataset
-from keras_cdiff.training import checkpoint, run
+from keras_cdiff.training import checkpoint, run_data
 from keras_cdiff.training.checkpoint import read_checkpoint
 from keras_cdiff.training.interruption import WorkdirLock
 
@@ -118,14 +118,14 @@ def test_what_cannot_go_on_is_refused_and_left_alone(workdir, settings, monkeypa
         training.train(changed(settings, batch_size=2, log_every=7), workdir)
     with monkeypatch.context() as patch:
         images, labels = np.zeros((20, 8, 8, 3), "uint8"), np.arange(20) % 3
-        patch.setattr(run, "open_source", lambda name: ArraySource(name, images, labels))
+        patch.setattr(run_data, "open_source", lambda name: ArraySource(name, images, labels))
         with pytest.raises(
             ValueError, match=r"(?s)data has changed.*data\.images was 16 and is now 20"
         ):
             training.train(settings, workdir)
         names = np.array(["a", "b", "c"])
         source = ArraySource("a", images[:16], labels[:16], class_names=names)
-        patch.setattr(run, "open_source", lambda name: source)
+        patch.setattr(run_data, "open_source", lambda name: source)
         with pytest.raises(
             ValueError, match=r"data\.class_names was \[\] and is now \['a', 'b', 'c'\]"
         ):
@@ -190,7 +190,7 @@ def test_an_example_that_cannot_be_read_any_more_is_named(tmp_path, settings, mo
             return super().__getitem__(index)
 
     images, labels = np.zeros((16, 8, 8, 3), "uint8"), np.arange(16) % 3
-    monkeypatch.setattr(run, "open_source", lambda name: Truncated("photos", images, labels))
+    monkeypatch.setattr(run_data, "open_source", lambda name: Truncated("photos", images, labels))
     with pytest.raises(ValueError, match=r"example 7 of 'photos' \(OSError: file is truncated\)"):
         training.train(settings, tmp_path)
 

@@ -1,0 +1,152 @@
+"""What a run learns from: its data, and what that decides in its configuration."""
+
+import os
+
+import numpy as np
+
+from keras_cdiff.data import (
+    LatentSource,
+    Source,
+    TextEncoder,
+    WithContext,
+    caption_folder,
+    embed_captions,
+    open_source,
+    open_text_encoder,
+)
+from keras_cdiff.training.building import in_pixels
+from keras_cdiff.training.callbacks import GRID_SAMPLES
+
+_PLACEHOLDER = ":PATH"  # in presets, of what only the user knows
+
+
+def open_data(config: dict) -> tuple[Source, TextEncoder | None]:
+    """Opens the data of a run and writes into the configuration what it decides there: the number
+    of classes, the autoencoder of latents, the text encoder and the width of contexts.
+
+    Args:
+        config: the resolved configuration, which is changed.
+
+    Returns:
+        The source; and the text encoder, if the model is conditioned on captions.
+
+    Raises:
+        ValueError: if the data or the text encoder cannot be opened, or does not fit the model.
+    """
+    data = config["data"]
+    if data.endswith(_PLACEHOLDER):
+        raise ValueError(
+            f"The preset works on latents of your images: make them with apps/encode.py, and give "
+            f"their folder as data, latents:FOLDER. Received: data={data!r}, "
+            f"preset={config['preset']!r}"
+        )
+    _check_kind(config)
+    source = open_source(data)
+    backbone = config["model"]["backbone"]
+    if isinstance(source, LatentSource):
+        images = {"images": source.source_name, "image_size": source.image_size}
+        config["autoencoder"] = {**source.autoencoder, **images}
+    encoder = open_run_text_encoder(config)
+    backbone["num_classes"] = count_classes(config, source)
+    if encoder is not None and source.captions() is None:
+        raise ValueError(
+            "A model conditioned on text needs captions: an array `captions` of an npz file, a "
+            "metadata.csv of a folder, or a data set of TFDS that has some. "
+            f"Received: data={data!r} without captions"
+        )
+    return source, encoder
+
+
+def with_contexts(
+    source: Source, encoder: TextEncoder | None, workdir: str | os.PathLike
+) -> Source:
+    """Returns the source with the contexts of its captions, which are encoded once and kept beside
+    the data, or in the workdir where that cannot be; the source itself without an encoder.
+    """
+    if encoder is None:
+        return source
+    folder = caption_folder(source.name, os.path.join(workdir, "text"))
+    return WithContext(source, embed_captions(source, encoder, folder))
+
+
+def open_run_text_encoder(config: dict) -> TextEncoder | None:
+    """Returns the text encoder of a configuration, if it has one, and completes what it says of it.
+
+    Raises:
+        ValueError: if it cannot be opened, or is not the one that the model was trained with.
+    """
+    described = config.get("text_encoder")
+    if described is None:
+        return None
+    if described["name"].endswith(_PLACEHOLDER):
+        raise ValueError(
+            "The preset is conditioned on text: say which encoder, by --text_encoder=minilm:FILE "
+            f"or clip. Received: text_encoder={described['name']!r}, preset={config['preset']!r}"
+        )
+    encoder = open_text_encoder(described["name"], described.get("fingerprint"))
+    backbone = config["model"]["backbone"]
+    if backbone["context_width"] not in (None, encoder.width):
+        raise ValueError(
+            f"The model's contexts have rows of {backbone['context_width']} features: choose the "
+            "text encoder that it was made for, or give yours by --text_encoder to train anew. "
+            f"Received: text_encoder={described['name']!r} of width {encoder.width}"
+        )
+    config["text_encoder"] = encoder.describe()
+    backbone["context_width"] = encoder.width
+    return encoder
+
+
+def grid_conditions(source: Source | WithContext, num_classes: int) -> dict:
+    """Returns what a run's grids show: the first captions of examples at even distances, with their
+    labels if the model has classes too; nothing special for a source without contexts.
+    """
+    if not isinstance(source, WithContext):
+        return {}
+    examples = [source[n * len(source) // GRID_SAMPLES] for n in range(GRID_SAMPLES)]
+    conditions = {"context": np.stack([example["contexts"][0] for example in examples])}
+    if num_classes:
+        conditions["label"] = np.array([example["label"] for example in examples])
+    return conditions
+
+
+def count_classes(config: dict, source: Source) -> int:
+    """Returns the model's number of classes, which the data decides where the configuration does
+    not.
+
+    Raises:
+        ValueError: if the data does not fit the configuration.
+    """
+    wanted = config["model"]["backbone"]["num_classes"]
+    if wanted != 0 and not source.num_classes:
+        raise ValueError(
+            "A class-conditional model needs labelled data: label the images, or train without "
+            f"classes, by num_classes=0. Received: data={config['data']!r} without labels"
+        )
+    if wanted is None:
+        return source.num_classes
+    if 0 < wanted < source.num_classes:
+        raise ValueError(
+            f"The data has {source.num_classes} classes, more than the model: leave the number of "
+            f"classes to the data. Received: data={config['data']!r}, num_classes={wanted}"
+        )
+    return wanted
+
+
+def _check_kind(config: dict) -> None:
+    """Raises a ValueError if the network is for the other kind of data, latents or pixels."""
+    channels = config["model"]["backbone"]["channels"]
+    latents = config["data"].startswith("latents:")
+    received = (
+        f"Received: preset={config['preset']!r}, with {channels} channels, data={config['data']!r}"
+    )
+    if latents and in_pixels(channels):
+        raise ValueError(
+            "The data is latents, and this preset's network works on pixels: choose a preset of "
+            f"latents. {received}"
+        )
+    if not latents and not in_pixels(channels):
+        raise ValueError(
+            "This preset's network works on latents, and the data is images: encode them with "
+            "apps/encode.py, and give data=latents:FOLDER, or choose a preset in pixels. "
+            f"{received}"
+        )
