@@ -61,8 +61,9 @@ class ContextEmbedding(keras.layers.Layer):
         """Maps (B, L, D) to tokens (B, L + 1, width), their mask (B, L + 1), and (B, width)."""
         mask = context_mask(context)
         context = ops.cast(context, "float32")
-        total = ops.sum(context * mask[:, :, None], axis=1)
-        pooled = self.pooled(total / ops.maximum(ops.sum(mask, axis=1), 1.0)[:, None])
+        total = ops.sum(context * ops.expand_dims(mask, axis=2), axis=1)
+        count = ops.maximum(ops.sum(mask, axis=1, keepdims=True), 1.0)
+        pooled = self.pooled(total / count)
         tokens = self.projection(ops.cast(context, self.compute_dtype))
         null = ops.cast(ops.convert_to_tensor(self.null), self.compute_dtype)
         first = ops.zeros_like(tokens[:, :1]) + null

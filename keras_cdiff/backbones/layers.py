@@ -98,7 +98,8 @@ def attend(
         return ops.reshape(x, (-1, length, num_heads, width // num_heads))
 
     if mask is not None:
-        mask = ops.cast(mask, "bool")[:, None, None, :]
+        # Not by indexing with None, which LiteRT does not know where a size is not known.
+        mask = ops.expand_dims(ops.cast(mask, "bool"), axis=(1, 2))
     attended = ops.dot_product_attention(split(query), split(key), split(value), mask=mask)
     return ops.reshape(ops.cast(attended, dtype), (-1, ops.shape(query)[1], width))
 

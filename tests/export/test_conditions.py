@@ -145,6 +145,29 @@ def test_the_example_samples_under_a_context(folder, signatures, tmp_path, monke
         np.testing.assert_array_equal(np.asarray(image), expected[1])
 
 
+@pytest.mark.backend_free
+@pytest.mark.parametrize("form", ["onnx", "litert"])
+def test_other_formats_take_contexts_and_decode(model, autoencoder, tmp_path, form):
+    sampler = samplers.DDIM(2, clip=False)
+    export_sampler(model, tmp_path / form, sampler, format=form, autoencoder=autoencoder)
+    context, guidance = contexts(), np.array(2.0, "float32")
+    request = {"noise": _noise([3, 5], 2, model.image_shape)(), "context": context}
+    request["guidance"] = guidance
+    if form == "onnx":
+        import onnxruntime
+
+        task = onnxruntime.InferenceSession(tmp_path / form / "sample_from_noise.onnx")
+        images = task.run(["images"], request)[0]
+    else:
+        from ai_edge_litert.interpreter import Interpreter
+
+        task = Interpreter(str(tmp_path / form / "model.tflite"))
+        images = task.get_signature_runner("sample_from_noise")(**request)["images"]
+    options = {"seed": [3, 5], "context": context, "guidance": 2.0, "progress": False}
+    latents = sample(model, 2, sampler, **options)
+    np.testing.assert_allclose(images, autoencoder.decode(latents), rtol=0.0, atol=1e-4)
+
+
 def test_a_model_of_latents_needs_its_autoencoder(model, make_model, autoencoder, tmp_path):
     with pytest.raises(ValueError, match="exported with the autoencoder"):
         export_sampler(model, tmp_path / "model")
