@@ -48,7 +48,7 @@ def open_data(config: dict) -> tuple[Source, TextEncoder | None]:
         config["autoencoder"] = {**source.autoencoder, **images}
     encoder = open_run_text_encoder(config)
     backbone["num_classes"] = count_classes(config, source)
-    if encoder is not None and source.captions() is None:
+    if encoder is not None and not source.has_captions:
         raise ValueError(
             "A model conditioned on text needs captions: an array `captions` of an npz file, a "
             "metadata.csv of a folder, or a data set of TFDS that has some. "
