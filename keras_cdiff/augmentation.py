@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff import replica
+
 Tensor = keras.KerasTensor
 
 # Low-pass filter of the symlet of 6 vanishing moments (Daubechies, "Ten Lectures on Wavelets").
@@ -117,8 +119,8 @@ class Augmentation:
             (B, H, H, C) and (B, 9), float32.
         """
         count = ops.shape(images)[0]
-        uniform = keras.random.uniform((count, 11), seed=seed)
-        normal = keras.random.normal((count, 4), seed=seed)
+        uniform = replica.uniform((count, 11), seed)
+        normal = replica.normal((count, 4), seed)
         return self.transform(images, uniform, normal)
 
     def transform(self, images: Tensor, uniform: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:

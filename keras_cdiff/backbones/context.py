@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_cdiff import replica
 from keras_cdiff.backbones.layers import TokenDense, attend, layer_norm
 
 Tensor = keras.KerasTensor
@@ -22,7 +23,7 @@ def drop_context(
 
     Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2021, algorithm 1.
     """
-    draws = keras.random.uniform(ops.shape(context)[:1], seed=seed_generator)
+    draws = replica.uniform(ops.shape(context)[:1], seed_generator)
     return ops.where(draws[:, None, None] < rate, ops.zeros_like(context), context)
 
 

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff import replica
+
 Tensor = keras.KerasTensor
 
 _MAX_PERIOD = 10_000.0
@@ -67,7 +69,7 @@ def drop_labels(
 
     Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2021, algorithm 1.
     """
-    dropped = keras.random.uniform(ops.shape(label), seed=seed_generator) < rate
+    dropped = replica.uniform(ops.shape(label), seed_generator) < rate
     return ops.where(dropped, ops.cast(null_label, label.dtype), label)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
+from keras_cdiff import replica
 from keras_cdiff.backbones.layers import SelfAttention, TokenDense
 from keras_cdiff.backbones.resampling import downsample, upsample
 
@@ -216,7 +217,7 @@ class UNetBlock(keras.layers.Layer):
             h = self.norm_out(h, offset=modulation)
         h = ops.silu(h)
         if training and self.dropout > 0.0:
-            h = keras.random.dropout(h, self.dropout, seed=seed_generator)
+            h = replica.dropout(h, self.dropout, seed_generator)
         h = self.conv_out(h)
         x = self._resampled(x)
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
