@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff import replica
 from keras_cdiff.augmentation import Augmentation, check_augmentation
 from keras_cdiff.averages import Averages
 from keras_cdiff.composition import Composition
@@ -140,10 +141,10 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
             image, condition["augment"] = self.augmentation(image, generator)
         level, noise = batch.get("level"), batch.get("noise")
         if level is None:
-            uniform = keras.random.uniform(ops.shape(image)[:1], seed=generator)
+            uniform = replica.uniform(ops.shape(image)[:1], generator)
             level = self.objective.draw(uniform, ops.convert_to_tensor(self.noise_interval))
         if noise is None:
-            noise = keras.random.normal(ops.shape(image), seed=generator)
+            noise = replica.normal(ops.shape(image), generator)
         noisy = self.add_noise(image, noise, level)
         output = self.ask(self.backbone, noisy, level, condition, training)
         level = ops.cast(level, "float32")
@@ -173,7 +174,8 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         if jit_compile == "auto" and not kwargs.get("run_eagerly"):
             jit_compile = self.prefers_jit()
         optimizer = optimizer or keras.optimizers.AdamW(1e-4, weight_decay=0.0)
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        with self.variable_scope():
+            super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
 
     def prefers_jit(self) -> bool | str:
         """Returns the `jit_compile` that suits the backbone: a bool, or "auto" for Keras' choice.
@@ -197,6 +199,12 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         images = x["image"] if isinstance(x, dict) else x
         labels = y if y is not None or not isinstance(x, dict) else x.get("label")
         if isinstance(images, np.ndarray):
+            if replica.replica().count > 1:
+                raise ValueError(
+                    "Each process would train on all of these images: give fit() what the engine's "
+                    "`batches` makes of a data set of its own `shard`. "
+                    f"Received: an array of shape {images.shape}"
+                )
             check_images(images, self.image_shape)
         if isinstance(labels, np.ndarray | list):
             check_labels(labels, self.num_classes)
@@ -229,13 +237,28 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         training: bool = True,
     ) -> Tensor:
         """Returns the mean of `sample_losses` over the batch."""
+        losses = self.weighted_losses(y_pred, sample_weight)
+        self.record_losses(losses, y_pred["level"])
+        return ops.mean(losses)
+
+    def weighted_losses(self, y_pred: dict, sample_weight: Tensor | None) -> Tensor:
+        """Returns the loss of each sample, (B,), times its weight of `fit`, if there is one."""
         losses = self.sample_losses(**y_pred)
         if sample_weight is not None:
             losses = losses * ops.cast(sample_weight, "float32")
-        loss = ops.mean(losses)
-        self.batch_loss.update_state(loss)
-        self.cluster_loss.update_state(losses, y_pred["level"])
-        return loss
+        return losses
+
+    def record_losses(self, losses: Tensor, level: Tensor) -> None:
+        """Tells the metrics of the losses (B,) of a batch and their noise levels (B,)."""
+        self.batch_loss.update_state(ops.mean(losses))
+        self.cluster_loss.update_state(losses, level)
+
+    def record_batch(self, losses: Tensor, level: Tensor) -> dict[str, Tensor]:
+        """Tells all metrics of the losses (B,) of a global batch, and returns what they say."""
+        self.record_losses(losses, level)
+        mean_loss = next(metric for metric in self.metrics if metric.name == "loss")
+        mean_loss.update_state(self.batch_loss.result(), sample_weight=ops.shape(losses)[0])
+        return self.get_metrics_result()
 
     def _seed_step(self) -> None:
         """Makes all randomness of this step a function of (seed, iteration)."""
@@ -264,7 +287,8 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         """Sets the clusters by which `cluster_loss` reports: N + 1 ascending edges in the native
         coordinate.
         """
-        metric = LossPerCluster(edges)
+        with self.variable_scope():
+            metric = LossPerCluster(edges)
         if self._untracked.cluster_loss is None or self.cluster_loss.edges != metric.edges:
             self._untracked.cluster_loss = metric
             self.train_function = self.test_function = None

@@ -38,6 +38,8 @@ class GuardedOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer = inner_optimizer
 
     def build(self, var_list: list) -> None:
+        if self.built:
+            return  # a LossScaleOptimizer would make its variables once more
         self.inner_optimizer.build(var_list)
         super().build(var_list)
 

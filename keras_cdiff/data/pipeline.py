@@ -97,6 +97,7 @@ def make_dataset(
     start_step: int = 0,
     shuffle: bool = True,
     labels: bool = True,
+    shard: tuple[int, int] = (0, 1),
 ) -> "grain.IterDataset":
     """Batches of a source, shuffled anew each epoch, for `DiffusionModel.fit(..., shuffle=False)`.
 
@@ -122,6 +123,8 @@ def make_dataset(
         start_step: The first batch.
         shuffle: Whether to shuffle; else the source's own order.
         labels: Whether to hand on the source's labels; False for an unconditional model.
+        shard: (index, count): of each batch only the index-th of so many equal parts, for a process
+            that trains together with others; the images of the others are not read.
 
     Returns:
         A `grain.IterDataset` of dicts: "image" float32 (B, H, W, C), in [-1, 1] or latents in
@@ -140,6 +143,13 @@ def make_dataset(
     check_integer("start_step", start_step, 0)
     if num_epochs is not None:
         check_integer("num_epochs", num_epochs, 1)
+    index, count = shard
+    check_integer("shard's count", count, 1)
+    if batch_size % count or index not in range(count):
+        raise ValueError(
+            "A shard is (index, count), with a count that divides the batch. "
+            f"Received: shard={shard}, batch_size={batch_size}"
+        )
     latents = _reads_latents(source, image_size, channels, horizontal_flip)
     if batch_size > len(source):
         raise ValueError(
@@ -169,7 +179,9 @@ def make_dataset(
     if latents:
         dataset = dataset.random_map(_draw, seed=draw_seed)
     dataset = dataset.random_map(_choose_context, seed=context_seed)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    if count > 1:
+        dataset = grain.MapDataset.source(_Shard(dataset, batch_size, index, count))
+    dataset = dataset.batch(batch_size // count, drop_remainder=True)
     if start_step >= len(dataset):
         raise ValueError(
             f"There are {len(dataset)} batches in {num_epochs} epochs; train for more epochs, or "
@@ -180,6 +192,22 @@ def make_dataset(
     return dataset[start_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     )
+
+
+class _Shard:
+    """The examples of a data set that belong to the index-th of `count` parts of each batch."""
+
+    def __init__(self, dataset: "grain.MapDataset", batch_size: int, index: int, count: int):
+        self.dataset, self.batch_size = dataset, batch_size
+        self.rows = batch_size // count
+        self.first = index * self.rows
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.batch_size * self.rows
+
+    def __getitem__(self, place: int) -> dict:
+        batch, row = divmod(place, self.rows)
+        return self.dataset[batch * self.batch_size + self.first + row]
 
 
 def check_integer(name: str, value: int, least: int) -> None:

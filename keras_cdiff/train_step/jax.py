@@ -1,4 +1,8 @@
-"""One training step on JAX, where state goes in and comes out as lists of arrays."""
+"""One training step on JAX, where state goes in and comes out as lists of arrays, and the batch is
+the global one on any number of devices.
+"""
+
+import contextlib
 
 import keras
 
@@ -24,3 +28,7 @@ class TrainStep:
 
     def test_step(self, state: tuple, data: object) -> tuple[dict, tuple]:
         return super().test_step(state, self.pack(data))
+
+    def variable_scope(self) -> contextlib.AbstractContextManager:
+        """Returns the context in which the model's variables are created."""
+        return contextlib.nullcontext()

@@ -412,3 +412,44 @@ def test_an_example_without_captions_has_the_null_text():
     (batch,) = latent_batches(source, 1)
     assert batch["context"].dtype == np.float32
     assert np.array_equal(batch["context"], np.zeros((5, 2, 3)))
+
+
+# shards
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_are_the_rows_of_each_batch(count):
+    """With flips, drawn latents and a start in the middle, over the end of an epoch."""
+    source = latents(deviation=0.5)
+    options = {"batch_size": 6, "channels": 5, "horizontal_flip": True, "seed": 3, "start_step": 2}
+    whole = list(itertools.islice(make_dataset(source, 4, **options), 4))
+    parts = [
+        list(itertools.islice(make_dataset(source, 4, **options, shard=(index, count)), 4))
+        for index in range(count)
+    ]
+    for number, batch in enumerate(whole):
+        for name, rows in batch.items():
+            together = np.concatenate([part[number][name] for part in parts])
+            np.testing.assert_array_equal(together, rows)
+
+
+def test_a_process_reads_its_share_alone():
+    class Counted(ArraySource):
+        read = 0
+
+        def __getitem__(self, index):
+            self.read += 1
+            return super().__getitem__(index)
+
+    images = np.zeros((100, 4, 4, 1), np.uint8)
+    source = Counted("counted", images, np.arange(100))
+    dataset = make_dataset(source, 4, 20, channels=1, num_epochs=1, shard=(1, 4))
+    assert len([batch["label"] for batch in dataset]) == 5
+    assert source.read == 25
+
+
+@pytest.mark.parametrize("shard", [(0, 2), (3, 3), (-1, 3)])
+def test_shards_that_do_not_exist_are_refused(shard):
+    message = r"A shard is \(index, count\), with a count that divides the batch"
+    with pytest.raises(ValueError, match=message):
+        batches(numbered_source(), 1, shard=shard)

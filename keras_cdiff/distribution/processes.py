@@ -1,0 +1,130 @@
+"""Processes that work together: who they are, and how they exchange what lies on the host."""
+
+import contextlib
+import contextvars
+import hashlib
+import io
+from collections.abc import Iterator
+
+import numpy as np
+
+_PIECE = 2**28  # bytes that are received at once
+
+
+class LostPeer(RuntimeError):  # noqa: N818 (it is the peer that is lost)
+    """Another process of the task has ended, or does not answer any more."""
+
+    def __init__(self, error: object):
+        super().__init__(
+            "Another process of this task has ended or does not answer: look into its output. Then "
+            "repeat the command for all processes; it goes on from the newest checkpoint, or from "
+            f"what was finished. Received: {type(error).__name__}: {_first_line(error)}"
+        )
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+class Processes:
+    """One process alone, and the base of several.
+
+    All of them must call each of the methods, in the same order.
+
+    Attributes:
+        index: which of them this one is, from 0 on.
+        count: their number.
+    """
+
+    index, count = 0, 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.index == 0
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        """Returns the messages of all processes, in their order.
+
+        Raises:
+            LostPeer: if a process has ended or does not answer.
+        """
+        parts, start, length = [b""] * self.count, 0, max(1, _PIECE // self.count)
+        while True:
+            piece = message[start : start + length]
+            start += len(piece)
+            received = self._exchange((b"+" if start < len(message) else b".") + piece)
+            parts = [part + each[1:] for part, each in zip(parts, received, strict=True)]
+            if all(each[:1] == b"." for each in received):
+                return parts
+
+    def _exchange(self, message: bytes) -> list[bytes]:
+        """As `exchange`, for a message that engines can send at once."""
+        return [message]
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """Returns the arrays of all processes, in their order; they may differ in shape."""
+        stream = io.BytesIO()
+        np.save(stream, np.asarray(array), allow_pickle=False)
+        messages = self.exchange(stream.getvalue())
+        return [np.load(io.BytesIO(message), allow_pickle=False) for message in messages]
+
+    def any(self, flag: bool) -> bool:
+        """Returns whether the flag of some process is set."""
+        return any(message == b"1" for message in self.exchange(b"1" if flag else b"0"))
+
+    def barrier(self) -> None:
+        """Returns when all processes have come here."""
+        self.exchange(b"")
+
+    def check_same(self, what: str, value: object) -> None:
+        """Raises a ValueError, in all processes, unless they all have the same value.
+
+        Args:
+            what: what the value is, for the message.
+            value: it has a `repr` that tells different ones apart.
+        """
+        digests = self.exchange(hashlib.sha256(repr(value).encode()).digest())
+        if len(set(digests)) > 1:
+            raise ValueError(
+                f"All processes must have the same {what}: start them with the same command, and "
+                "keep data and workdir where all of them see the same files. "
+                f"Received, in process {self.index}: {value!r}"
+            )
+
+    @staticmethod
+    def is_loss(error: BaseException) -> bool:
+        """Returns whether an exception says that another process is lost."""
+        return isinstance(error, LostPeer)
+
+    def share(self, count: int) -> range:
+        """Returns which of `count` tasks are this process's own: every n-th from its index on."""
+        return range(self.index, count, self.count)
+
+    def close(self) -> None:
+        """Ends the connection."""
+
+
+_spreading = contextvars.ContextVar("spreading")
+_ALONE = Processes()
+
+
+def spreading() -> Processes:
+    """Returns the processes that share the work of sampling and the like; see `spread`."""
+    return _spreading.get(_ALONE)
+
+
+@contextlib.contextmanager
+def spread(processes: Processes) -> Iterator[None]:
+    """Within it `sample`, the extraction of features, the encoding of latents and studies share
+    their work among processes, all of which must call them with the same arguments and get the
+    same results.
+
+    Args:
+        processes: those that share; `Processes()` for this one alone.
+    """
+    token = _spreading.set(processes)
+    try:
+        yield
+    finally:
+        _spreading.reset(token)
