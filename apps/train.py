@@ -31,6 +31,11 @@ Examples:
   # goes on from its newest checkpoint. With more --steps a finished run is trained further:
   python apps/train.py --steps=5000 --workdir=runs/emoji
 
+  # On all GPUs of this machine: JAX and TensorFlow as one process, PyTorch as one for each GPU. For
+  # several machines see docs/distributed.md:
+  python apps/train.py --backend=jax --distribution=data --workdir=runs/many
+  torchrun --nproc_per_node=8 apps/train.py --backend=torch --distribution=data --workdir=runs/many
+
   # What would be trained, as JSON:
   python apps/train.py --preset=dit_xl_2_imagenet256 --dry_run
 
@@ -42,10 +47,11 @@ import sys
 
 import backend_flag
 import configuration_flags
+import distribution_flags
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-for module in (backend_flag, configuration_flags):
+for module in (backend_flag, configuration_flags, distribution_flags):
     flags.adopt_module_key_flags(module)  # so that --help shows them
 
 flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration to start from.")
@@ -158,6 +164,20 @@ flags.DEFINE_string("validation_data", None, "Images that training does not see,
 flags.DEFINE_integer(
     "validation_images", 256, "How many of them, at even distances.", lower_bound=2
 )
+flags.DEFINE_enum(
+    "distribution",
+    "none",
+    ["none", "data", "model"],
+    "none: one device; data: each device computes a part of each batch; model: devices hold parts "
+    "of the model (JAX). --batch_size is that of all devices together.",
+)
+flags.DEFINE_integer(
+    "model_devices",
+    None,
+    "Devices of a process that hold one copy of the model together, for --distribution=model. "
+    "Default: all of a process.",
+    lower_bound=1,
+)
 flags.DEFINE_bool("dry_run", False, "Print the resolved configuration as JSON and stop.")
 
 flags.register_multi_flags_validator(
@@ -171,7 +191,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     backend_flag.choose_backend()
-    from keras_cdiff import training
+    from keras_cdiff import distribution, training
 
     names = (
         *("preset", "data", "image_size", "num_classes", "steps", "batch_size", "learning_rate"),
@@ -194,11 +214,16 @@ def main(argv: list[str]) -> None:
         config = training.resolve(**{name: FLAGS[name].value for name in names})
         if FLAGS.dry_run:
             print(json.dumps(config, indent=2))
-        else:
-            training.train(config, FLAGS.workdir)
+            return
+        kind, together = FLAGS.distribution, FLAGS.model_devices
+        with (
+            distribution_flags.connected() as processes,
+            distribution.distribute(kind, processes, together) as engine,
+        ):
+            training.train(config, FLAGS.workdir, engine=engine)
     except training.Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
-        sys.exit(training.EXIT_INTERRUPTED)
+        sys.exit(interrupted.exit_code)
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

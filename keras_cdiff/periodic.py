@@ -67,11 +67,15 @@ class PeriodicCallback(keras.callbacks.Callback, abc.ABC):
         self._acted = self._step() if self.count_from is None else self.count_from
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        if self.is_due(epoch):
+            self._act(self._step(), logs)
+
+    def is_due(self, epoch: int) -> bool:
+        """Returns whether an action is due at the end of an epoch."""
         # What the last epoch's action adds to its logs must be there before these are history.
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
         step = self._step()
-        if step // self.every > self._acted // self.every or (last and step > self._acted):
-            self._act(step, logs)
+        return step // self.every > self._acted // self.every or (last and step > self._acted)
 
     def on_train_end(self, logs: dict | None = None) -> None:
         step = self._step()

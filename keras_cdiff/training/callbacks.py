@@ -98,7 +98,7 @@ class SampleGrid(PeriodicCallback):
     """Draws the same samples from the averaged weights now and then, as a grid on disk.
 
     Args:
-        folder: where step_NNNNNN.png is written.
+        folder: where step_NNNNNN.png is written, or None.
         every: training steps between two grids, rounded up to the end of an epoch; the last step of
             training always has one.
         sampler: how samples are drawn.
@@ -113,7 +113,7 @@ class SampleGrid(PeriodicCallback):
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | None,
         every: int,
         sampler: Sampler | None = None,
         num_samples: int = GRID_SAMPLES,
@@ -125,7 +125,7 @@ class SampleGrid(PeriodicCallback):
     ):
         super().__init__(every)
         self.label, self.context, self.decode = label, context, decode
-        self.folder = Path(folder)
+        self.folder = None if folder is None else Path(folder)
         self.sampler = sampler
         self.num_samples = num_samples
         self.guidance = guidance
@@ -151,7 +151,8 @@ class SampleGrid(PeriodicCallback):
         shown = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
         images = to_uint8(np.nan_to_num(shown, posinf=1.0, neginf=-1.0))
         layout = {"columns": 8, "scale": display_scale(images)}
-        save_image_grid(images, self.folder / f"step_{step:06d}.png", **layout)
+        if self.folder is not None:
+            save_image_grid(images, self.folder / f"step_{step:06d}.png", **layout)
         if self.tensorboard is not None:
             self.tensorboard.image(step, "samples", image_grid(images, **layout))
 

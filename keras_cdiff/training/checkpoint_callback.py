@@ -5,15 +5,20 @@ import os
 from collections.abc import Mapping
 
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.distribution import Processes, first_does
 from keras_cdiff.periodic import StepCallback, check_every
 from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
-from keras_cdiff.training.interruption import Interruption
-from keras_cdiff.training.model_state import restore, snapshot
+from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption
+from keras_cdiff.training.model_state import complete, restore, snapshot
+
+_STEPS_BETWEEN_QUESTIONS = 10
 
 
 class Interrupted(Exception):  # noqa: N818 (nothing has gone wrong)
     """A training was asked to end, and has left a checkpoint."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class CheckpointCallback(StepCallback):
@@ -30,6 +35,8 @@ class CheckpointCallback(StepCallback):
         metadata: plain data for JSON to keep with each.
         interruption: tells whether training shall end, by the exception `Interrupted`; None if that
             is nobody's wish.
+        processes: the processes that train together, of which the first writes, and which end at
+            the same step if one of them is asked to; None for this one alone.
 
     Attributes:
         writer: the `BackgroundWriter`, to be closed if `fit` raises.
@@ -61,12 +68,14 @@ class CheckpointCallback(StepCallback):
         every: int = 500,
         metadata: Mapping | None = None,
         interruption: Interruption | None = None,
+        processes: Processes | None = None,
     ):
         super().__init__()
         self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
         self.every = check_every(every)
         self.metadata = dict(metadata or {})
         self.interruption = interruption
+        self.processes = processes or Processes()
         self.writer = BackgroundWriter(self.folder)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
@@ -85,32 +94,42 @@ class CheckpointCallback(StepCallback):
         self.writer.check()
         # The last batch of an epoch is for `on_epoch_end`.
         if batch + 1 != self.params.get("steps") and not self.model.stop_training:
-            self._save_if_due(logs)
+            # To ask each other takes time; a single process knows at once.
+            asked = self.processes.count == 1 or self.step % _STEPS_BETWEEN_QUESTIONS == 0
+            self._save_if_due(logs, asked)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self._save_if_due(logs)
+        self._save_if_due(logs, True)
 
     def on_train_end(self, logs: dict | None = None) -> None:
         if self.step > self._saved:
             self._save()
-        self.writer.wait()
+        first_does(self.processes, self.writer.wait)
 
-    def _save_if_due(self, logs: dict) -> None:
+    def _save_if_due(self, logs: dict, asked: bool) -> None:
         ending = self.interruption is not None and self.interruption.requested
+        ending = asked and self.processes.any(ending)
         due = self.step // self.every > self._saved // self.every
         # Steps that are skipped must not displace checkpoints of better times.
         due = due and math.isfinite(float(logs["batch_loss"]))
         if due or (ending and self.step > self._saved):
             self._save()
         if ending:
-            self.writer.wait()
+            first_does(self.processes, self.writer.wait)
             raise Interrupted(
-                f"Interrupted by {self.interruption.signal.name} at step {self.step}, with a "
+                f"Interrupted by {self._reason()} at step {self.step}, with a "
                 f"checkpoint in {self.folder.path}: the same command goes on from there."
             )
 
+    def _reason(self) -> str:
+        own = None if self.interruption is None else self.interruption.signal
+        return "another process of this task" if own is None else own.name
+
     def _save(self) -> None:
-        self.writer.save(self.step, snapshot(self.model), self.metadata)
+        if self.processes.first:
+            self.writer.save(self.step, snapshot(self.model), self.metadata)
+        else:
+            complete(self.model)
         self._saved = self.step
 
 

@@ -1,14 +1,103 @@
-"""`fit` for a run that may begin within a log interval, as if there had been no interruption."""
+"""How a run goes on: from its newest checkpoint, which may lie within a log interval, as if there
+had been no interruption.
+"""
 
+import hashlib
+import json
 import math
+import zlib
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
+from keras_cdiff.data import Source, WithContext
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.distribution import Processes
 from keras_cdiff.periodic import PeriodicCallback
-from keras_cdiff.training.model_state import restore_metrics
+from keras_cdiff.training.checkpoint import CheckpointFolder
+from keras_cdiff.training.model_state import restore, restore_metrics
+from keras_cdiff.training.watching import Watching
+from keras_cdiff.training.workdir import Workdir, differences
+
+
+def continue_run(
+    model: DiffusionModel,
+    config: dict,
+    source: Source,
+    folder: Workdir,
+    checkpoints: CheckpointFolder,
+    processes: Processes,
+) -> tuple[int, dict[str, np.ndarray] | None]:
+    """Restores the newest checkpoint, if there is one, which must be the same for all processes.
+
+    Args:
+        model: a compiled model whose optimizer is built.
+        config: the resolved configuration.
+        source: the training data.
+        folder: of the run.
+        checkpoints: those in it.
+        processes: the processes that train together.
+
+    Returns:
+        Its step, and its arrays if they hold the metrics of a log interval that goes on.
+
+    Raises:
+        ValueError: if the checkpoint is that of another run, or there is none of a finished one.
+    """
+    folder.check(config)  # again: another process may have been here before the lock
+    received = f"Received: workdir={str(folder.path)!r}"
+    found = checkpoints.latest() if folder.config_file.exists() else None
+    if processes.count > 1:
+        digest = None if found is None else _digest(found[1])
+        processes.check_same("newest checkpoint", digest)
+    if found is None:
+        if folder.weights_step() is not None:
+            raise ValueError(
+                "The workdir holds a finished run, which cannot be trained further without its "
+                f"last checkpoint: choose another --workdir. {received}"
+            )
+        return 0, None
+    step, arrays, metadata = found
+    training = config["training"]
+    if step > training["steps"]:
+        raise ValueError(
+            f"The run has taken {step} steps already: give no fewer --steps. {received}, "
+            f"steps={training['steps']}"
+        )
+    before = {"config": {}, "data": {}, **metadata}
+    changes = differences(before["config"], json.loads(json.dumps(config)))
+    changes += differences(before["data"], describe_data(source), "data.")
+    if changes:
+        raise ValueError(
+            f"The checkpoint of step {step} belongs to another run, or its data has changed: "
+            f"restore what it was, or choose another --workdir. {received}, where\n  "
+            + "\n  ".join(changes)
+        )
+    restore(model, arrays)
+    same_interval = before["config"]["training"]["log_every"] == training["log_every"]
+    return step, arrays if same_interval else None
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """What tells the arrays of one checkpoint from those of another."""
+    sums = [
+        (name, zlib.crc32(np.ascontiguousarray(array).view(np.uint8)))
+        for name, array in arrays.items()
+    ]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
+
+
+def describe_data(source: Source | WithContext) -> dict:
+    """Returns what must not change in the data while a run trains on it, as far as it is known
+    without reading the images.
+    """
+    description = {"images": len(source), "class_names": list(source.class_names)}
+    if hasattr(source, "latent_size"):
+        description["latents"] = source.digest()
+    if isinstance(source, WithContext):
+        description["captions"] = source.embeddings.folder.name
+    return description
 
 
 def fit_intervals(
@@ -42,7 +131,7 @@ def fit_intervals(
     if rest < epochs:
         calls.append((max(done, rest * log_every), rest, epochs, log_every))
     for callback in callbacks:
-        if isinstance(callback, PeriodicCallback):
+        if isinstance(callback, PeriodicCallback | Watching):
             callback.count_from = begun * log_every
     if within and arrays:
         callbacks = [_RestoreMetrics(arrays), *callbacks]

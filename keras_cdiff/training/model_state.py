@@ -14,9 +14,9 @@ import re
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.distribution import to_host
 
 
 def snapshot(model: DiffusionModel) -> dict[str, np.ndarray]:
@@ -30,10 +30,18 @@ def snapshot(model: DiffusionModel) -> dict[str, np.ndarray]:
     Raises:
         ValueError: if it is not.
     """
+    complete(model)
+    # np.array copies: the next step may overwrite the buffers that backends give out.
+    return {name: np.array(to_host(v)) for name, v in _variables(model).items()}
+
+
+def complete(model: DiffusionModel) -> None:
+    """Writes into the model what callbacks know, as `snapshot` does first.
+
+    Where several processes train together all of them do this, and one goes on to the snapshot.
+    """
     _synchronize(model)
     model.save_own_variables({})  # for the function that `before_save` set
-    # np.array copies: the next step may overwrite the buffers that backends give out.
-    return {name: np.array(ops.convert_to_numpy(v)) for name, v in _variables(model).items()}
 
 
 def restore(model: DiffusionModel, arrays: dict[str, np.ndarray], metrics: bool = True) -> None:

@@ -15,8 +15,8 @@ from keras_cdiff.data import ArraySource, open_source, open_text_encoder
 from keras_cdiff.evaluation import Evaluator, SourceImages, open_extractor
 from keras_cdiff.samplers import DDIM, sample
 from keras_cdiff.training.callbacks import SampleGrid
+from keras_cdiff.training.continuation import describe_data
 from keras_cdiff.training.evaluation import conditions_like
-from keras_cdiff.training.run import _description
 from keras_cdiff.training.run_data import open_data, with_contexts
 
 pytestmark = pytest.mark.filterwarnings("ignore:the Frechet distance of")  # of four images
@@ -246,9 +246,9 @@ def test_captions_that_have_changed_are_noticed(text_run, captioned, tmp_path):
     np.savez(tmp_path / "changed.npz", **arrays)
     config = training.Workdir(text_run).config()
     source, encoder = open_data({**config, "data": f"npz:{tmp_path / 'changed.npz'}"})
-    changed = _description(with_contexts(source, encoder, tmp_path))
+    changed = describe_data(with_contexts(source, encoder, tmp_path))
     source, encoder = open_data(config)
-    assert changed != _description(with_contexts(source, encoder, tmp_path))
+    assert changed != describe_data(with_contexts(source, encoder, tmp_path))
 
 
 def test_another_text_encoder_is_refused(text_run, golden, tmp_path):
