@@ -20,6 +20,12 @@ Examples:
   python apps/train.py --data=latents:/data/faces_latents --preset=dit_b_2_ffhq256 \\
       --workdir=runs/faces
 
+  # By two processes, here on one machine, that see the same files:
+  for i in 0 1; do
+    python apps/encode.py --data=folder:/data/faces --output=/data/faces_latents \\
+        --job_addresses=localhost:2222,localhost:2223 --process_id=$i &
+  done; wait
+
 Interrupted at any moment: repeat the command. Encoding goes on after the last whole file; embedding
 captions and fitting an autoencoder begin anew.
 """
@@ -28,12 +34,18 @@ import json
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import backend_flag
+import distribution_flags
 from absl import app, flags
 
+if TYPE_CHECKING:
+    from keras_cdiff.distribution import Processes
+
 FLAGS = flags.FLAGS
-flags.adopt_module_key_flags(backend_flag)  # so that --help shows it
+for shared in (backend_flag, distribution_flags):
+    flags.adopt_module_key_flags(shared)  # so that --help shows them
 
 flags.DEFINE_string("data", None, "Images: emoji, npz:PATH, folder:PATH or tfds:NAME.")
 flags.DEFINE_integer("image_size", 256, "Side of the images in pixels.", lower_bound=1)
@@ -75,18 +87,23 @@ flags.register_multi_flags_validator(
 def _find_autoencoder(source: object) -> object:
     from keras_cdiff import autoencoders
     from keras_cdiff.data import fitted_autoencoder
+    from keras_cdiff.distribution import apart
 
     if FLAGS.autoencoder != "train":
         return autoencoders.open_autoencoder(FLAGS.autoencoder)
-    return fitted_autoencoder.fitted_autoencoder(
-        source,
-        FLAGS.image_size,
-        FLAGS.output,
-        steps=FLAGS.autoencoder_steps,
-        seed=FLAGS.seed,
-        mirrored=FLAGS.mirrored,
-        shard_size=FLAGS.shard_size,
-    )
+    fitted = None
+    with apart() as processes:
+        if processes.first:
+            fitted = fitted_autoencoder.fitted_autoencoder(
+                source,
+                FLAGS.image_size,
+                FLAGS.output,
+                steps=FLAGS.autoencoder_steps,
+                seed=FLAGS.seed,
+                mirrored=FLAGS.mirrored,
+                shard_size=FLAGS.shard_size,
+            )
+    return fitted or autoencoders.open_autoencoder(f"kl:{FLAGS.output}/autoencoder")
 
 
 def _plan() -> dict:
@@ -108,7 +125,7 @@ def _plan() -> dict:
     )
 
 
-def _encode() -> None:
+def _encode(processes: "Processes") -> None:
     from keras_cdiff import data
     from keras_cdiff.data import captions, latent_store, latent_writer, text
 
@@ -135,13 +152,16 @@ def _encode() -> None:
     size = latents[0]["moments"].nbytes
     encoded = len(latents) - before
     rate = f"{encoded / seconds:.1f} images a second" if encoded else "all were there before"
-    print(
-        f"wrote {FLAGS.output}: {len(latents)} images as latents of {latents.latent_size} x "
-        f"{latents.latent_size} x {latents.channels}, {size} bytes each; {rate}"
-    )
+    if processes.first:
+        print(
+            f"wrote {FLAGS.output}: {len(latents)} images as latents of {latents.latent_size} x "
+            f"{latents.latent_size} x {latents.channels}, {size} bytes each; {rate}"
+        )
     if encoder is not None:
         folder = captions.caption_folder(latents.name, os.path.join(FLAGS.output, "text"))
-        print("wrote", captions.embed_captions(latents, encoder, folder).folder)
+        embedded = captions.embed_captions(latents, encoder, folder).folder
+        if processes.first:
+            print("wrote", embedded)
 
 
 def _verify() -> None:
@@ -158,24 +178,24 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     backend_flag.choose_backend()
-    from keras_cdiff import training
+    from keras_cdiff import distribution, training
 
-    try:
-        if FLAGS.verify:
-            _verify()
-        elif FLAGS.dry_run:
-            print(json.dumps(_plan(), indent=2))
-        else:
-            _encode()
-    except KeyboardInterrupt:
-        print(
-            "interrupted: repeat the command; encoding goes on after the last whole file, "
-            "embedding captions and fitting begin anew",
-            file=sys.stderr,
-        )
-        sys.exit(training.EXIT_INTERRUPTED)
-    except (ModuleNotFoundError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with distribution_flags.connected() as processes, distribution.spread(processes):
+        try:
+            if FLAGS.verify or FLAGS.dry_run:
+                if processes.first:
+                    _verify() if FLAGS.verify else print(json.dumps(_plan(), indent=2))
+            else:
+                _encode(processes)
+        except KeyboardInterrupt:
+            print(
+                "interrupted: repeat the command; encoding goes on after the last whole file, "
+                "embedding captions and fitting begin anew",
+                file=sys.stderr,
+            )
+            sys.exit(training.EXIT_INTERRUPTED)
+        except (ModuleNotFoundError, OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

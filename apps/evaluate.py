@@ -14,6 +14,12 @@ Examples:
   # ... and an evaluation that uses them:
   python apps/evaluate.py --workdir=runs/flowers --reference=statistics:flowers.npz
 
+  # By two processes, here on one machine, that see the same files:
+  for i in 0 1; do
+    python apps/evaluate.py --workdir=runs/flowers --reference=statistics:flowers.npz \\
+        --job_addresses=localhost:2222,localhost:2223 --process_id=$i &
+  done; wait
+
 Each evaluation writes a JSON file and a row of evaluations.csv into --output. An interrupted one
 goes on where it stopped when the command is repeated (--write_statistics only with --cache).
 """
@@ -22,11 +28,12 @@ import os
 import sys
 
 import backend_flag
+import distribution_flags
 import sampling_flags
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-for shared in (backend_flag, sampling_flags):
+for shared in (backend_flag, distribution_flags, sampling_flags):
     flags.adopt_module_key_flags(shared)  # so that --help shows them
 
 flags.DEFINE_string(
@@ -110,44 +117,55 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     backend_flag.choose_backend()
+    from keras_cdiff import distribution
+
+    with distribution_flags.connected() as processes, distribution.spread(processes):
+        try:
+            _evaluate(processes.first)
+        except (FloatingPointError, ImportError, OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+
+
+def _evaluate(writes: bool) -> None:
+    """Does the task; what is found is written where `writes` is set."""
     from keras_cdiff import evaluation, training
 
-    try:
-        folder = FLAGS.output or os.path.join(FLAGS.workdir or ".", "evaluation")
-        evaluator = evaluation.Evaluator(
-            evaluation.open_extractor(FLAGS.extractor, FLAGS.resize),
-            FLAGS.metrics,
-            cache=FLAGS.cache or (None if FLAGS.write_statistics else f"{folder}/features"),
-            batch_size=FLAGS.batch_size,
-        )
-        if FLAGS.write_statistics:
-            reference = evaluation.SourceImages(FLAGS.reference, FLAGS.image_size)
-            evaluator.statistics(reference).save(FLAGS.write_statistics)
+    folder = FLAGS.output or os.path.join(FLAGS.workdir or ".", "evaluation")
+    evaluator = evaluation.Evaluator(
+        evaluation.open_extractor(FLAGS.extractor, FLAGS.resize),
+        FLAGS.metrics,
+        cache=FLAGS.cache or (None if FLAGS.write_statistics else f"{folder}/features"),
+        batch_size=FLAGS.batch_size,
+    )
+    if FLAGS.write_statistics:
+        reference = evaluation.SourceImages(FLAGS.reference, FLAGS.image_size)
+        statistics = evaluator.statistics(reference)
+        if writes:
+            statistics.save(FLAGS.write_statistics)
             print(f"wrote {FLAGS.write_statistics}")
-            return
-        if FLAGS.images:
-            _refuse_sampling_flags()
-            images, reference = FLAGS.images, FLAGS.reference
-            if FLAGS.image_size:
-                images = evaluation.SourceImages(images, FLAGS.image_size)
-                if not reference.startswith("statistics:"):
-                    reference = evaluation.SourceImages(reference, FLAGS.image_size)
-            result = evaluator.evaluate(images, reference)
-        else:
-            model, config = sampling_flags.load_model()
-            result = training.evaluate_model(
-                model,
-                config,
-                evaluator,
-                FLAGS.reference,
-                num_samples=FLAGS.num_samples,
-                name=FLAGS.workdir or FLAGS.weights,
-                **sampling_flags.sampling_options(),
-            )
+        return
+    if FLAGS.images:
+        _refuse_sampling_flags()
+        images, reference = FLAGS.images, FLAGS.reference
+        if FLAGS.image_size:
+            images = evaluation.SourceImages(images, FLAGS.image_size)
+            if not reference.startswith("statistics:"):
+                reference = evaluation.SourceImages(reference, FLAGS.image_size)
+        result = evaluator.evaluate(images, reference)
+    else:
+        model, config = sampling_flags.load_model()
+        result = training.evaluate_model(
+            model,
+            config,
+            evaluator,
+            FLAGS.reference,
+            num_samples=FLAGS.num_samples,
+            name=FLAGS.workdir or FLAGS.weights,
+            **sampling_flags.sampling_options(),
+        )
+    if writes:
         print(result)
         print("wrote", *result.write(folder))
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

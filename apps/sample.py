@@ -12,17 +12,24 @@ Examples:
 
   # From a weights file and the preset that it was trained with:
   python apps/sample.py --preset=dit_emoji16 --weights=ema.weights.h5 --output=samples
+
+  # By two processes, here on one machine, that see the same files:
+  for i in 0 1; do
+    python apps/sample.py --workdir=runs/emoji --num_samples=10000 \\
+        --job_addresses=localhost:2222,localhost:2223 --process_id=$i &
+  done; wait
 """
 
 import os
 import sys
 
 import backend_flag
+import distribution_flags
 import sampling_flags
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-for shared in (backend_flag, sampling_flags):
+for shared in (backend_flag, distribution_flags, sampling_flags):
     flags.adopt_module_key_flags(shared)  # so that --help shows them
 
 flags.DEFINE_string("output", None, "Folder to write to. Default: WORKDIR/output.")
@@ -47,23 +54,32 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     backend_flag.choose_backend()
+    from keras_cdiff import distribution
+
+    with distribution_flags.connected() as processes, distribution.spread(processes):
+        try:
+            output = _sample()
+        except (ImportError, OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        if processes.first:
+            print(f"wrote {output}/samples.png and {output}/samples.npz")
+
+
+def _sample() -> str:
     from keras_cdiff import training
 
-    try:
-        model, config = sampling_flags.load_model()
-        output = FLAGS.output or os.path.join(FLAGS.workdir, "output")
-        training.generate(
-            model,
-            config,
-            output,
-            num_samples=FLAGS.num_samples,
-            label=FLAGS.label,
-            prompts=FLAGS.prompt,
-            **sampling_flags.sampling_options(),
-        )
-        print(f"wrote {output}/samples.png and {output}/samples.npz")
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    model, config = sampling_flags.load_model()
+    output = FLAGS.output or os.path.join(FLAGS.workdir, "output")
+    training.generate(
+        model,
+        config,
+        output,
+        num_samples=FLAGS.num_samples,
+        label=FLAGS.label,
+        prompts=FLAGS.prompt,
+        **sampling_flags.sampling_options(),
+    )
+    return output
 
 
 if __name__ == "__main__":

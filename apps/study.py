@@ -15,6 +15,12 @@ Examples:
   python apps/study.py --experts=6,7,8,9,10 --output=study/emoji &
   wait; python apps/study.py --output=study/emoji
 
+  # ... or by two processes that share the experts, here on one machine:
+  for i in 0 1; do
+    python apps/study.py --output=study/emoji \\
+        --job_addresses=localhost:2222,localhost:2223 --process_id=$i &
+  done; wait
+
   # With a run that there is already as the reference, and the losses alone:
   python apps/study.py --reference=runs/emoji --output=study/emoji
   python apps/study.py --extractor=none --output=study/losses
@@ -25,14 +31,17 @@ Examples:
 A study that is interrupted (exit code 75) goes on if its command is repeated.
 """
 
+import contextlib
+import io
 import sys
 
 import backend_flag
 import configuration_flags
+import distribution_flags
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-for module in (backend_flag, configuration_flags):
+for module in (backend_flag, configuration_flags, distribution_flags):
     flags.adopt_module_key_flags(module)  # so that --help shows them
 
 flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration that is studied.")
@@ -90,40 +99,45 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
     backend_flag.choose_backend()
+    from keras_cdiff import distribution, training
+
+    with distribution_flags.connected() as processes, distribution.spread(processes):
+        # The others train without a word.
+        words = sys.stdout if processes.first else io.StringIO()
+        try:
+            with contextlib.redirect_stdout(words):
+                _study()
+        except training.Interrupted as interrupted:
+            print(interrupted, file=sys.stderr)
+            sys.exit(training.EXIT_INTERRUPTED)
+        except (FloatingPointError, ImportError, OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+
+
+def _study() -> None:
     from keras_cdiff import study, training
 
-    names = ("num_experts", "steps", "experts", "reference", "extractor", "quality_images")
-    names += (
-        "quality_every",
-        "num_steps",
-        "loss_every",
-        "num_levels",
-        "num_draws",
-        "entropy_images",
+    config = training.resolve(
+        FLAGS.preset,
+        data=FLAGS.data,
+        image_size=FLAGS.image_size,
+        num_classes=FLAGS.num_classes,
+        steps=FLAGS.reference_steps,
+        batch_size=FLAGS.batch_size,
+        num_clusters=FLAGS.num_clusters,
+        dtype_policy=FLAGS.dtype_policy,
+        seed=FLAGS.seed,
     )
-    try:
-        config = training.resolve(
-            FLAGS.preset,
-            data=FLAGS.data,
-            image_size=FLAGS.image_size,
-            num_classes=FLAGS.num_classes,
-            steps=FLAGS.reference_steps,
-            batch_size=FLAGS.batch_size,
-            num_clusters=FLAGS.num_clusters,
-            dtype_policy=FLAGS.dtype_policy,
-            seed=FLAGS.seed,
-        )
-        study.run_study(
-            FLAGS.output,
-            config,
-            schedules=FLAGS.schedule,
-            **{name: FLAGS[name].value for name in names},
-        )
-    except training.Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        sys.exit(training.EXIT_INTERRUPTED)
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    names = (
+        *("num_experts", "steps", "experts", "reference", "extractor", "quality_images"),
+        *("quality_every", "num_steps", "loss_every", "num_levels", "num_draws", "entropy_images"),
+    )
+    study.run_study(
+        FLAGS.output,
+        config,
+        schedules=FLAGS.schedule,
+        **{name: FLAGS[name].value for name in names},
+    )
 
 
 if __name__ == "__main__":

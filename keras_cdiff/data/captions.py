@@ -12,6 +12,7 @@ import numpy as np
 from keras_cdiff.data.caption_writer import FORMAT, write_embeddings
 from keras_cdiff.data.sources import Source
 from keras_cdiff.data.text import TextEncoder
+from keras_cdiff.distribution import apart
 from keras_cdiff.files import exclusive, file_digest, write_whole_folder
 
 _CHECKED_BYTES = 1 << 30  # files up to this size are read through whenever they are opened
@@ -165,7 +166,8 @@ def embed_captions(
 
     They lie in a subfolder text-DIGITS, named by a digest of encoder and captions; nothing ever
     removes it, but you may. Each distinct caption is encoded once. Interrupted, it begins anew when
-    it is repeated.
+    it is repeated. Under `distribution.spread` the first process encodes them all by itself, while
+    the others wait: it takes far less than encoding the images.
 
     Args:
         source: the source.
@@ -180,6 +182,7 @@ def embed_captions(
     Raises:
         ValueError: if the source has no captions, what lies in the folder is damaged, another
             process is embedding captions there, or the encoder gives numbers beyond float16.
+        LostPeer: if the first of several processes has failed or ended.
     """
     captions = source.captions()
     if captions is None:
@@ -190,18 +193,19 @@ def embed_captions(
     digest = _digest(captions)
     key = hashlib.sha256(f"{encoder.fingerprint()} {digest}".encode()).hexdigest()[:16]
     path = Path(folder).expanduser() / f"text-{key}"
-    if not path.exists():
-        request = {"encoder": encoder.describe(), "captions": digest}
-        with exclusive(path.parent, _IN_USE):
-            for leftover in path.parent.glob("writing-*"):  # of a process that was killed
-                shutil.rmtree(leftover)
-            if not path.exists():  # another process may have been faster
-                write_whole_folder(
-                    path,
-                    lambda part: write_embeddings(
-                        part, captions, encoder, request, batch_size, progress
-                    ),
-                )
+    with apart() as processes:
+        if processes.first and not path.exists():
+            request = {"encoder": encoder.describe(), "captions": digest}
+            with exclusive(path.parent, _IN_USE):
+                for leftover in path.parent.glob("writing-*"):  # of a process that was killed
+                    shutil.rmtree(leftover)
+                if not path.exists():  # another process may have been faster
+                    write_whole_folder(
+                        path,
+                        lambda part: write_embeddings(
+                            part, captions, encoder, request, batch_size, progress
+                        ),
+                    )
     return CaptionEmbeddings(path)
 
 

@@ -1,5 +1,7 @@
 """Encodes the images of a source into a store of latents, and goes on where it was stopped."""
 
+import contextlib
+import json
 import os
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
@@ -20,6 +22,7 @@ from keras_cdiff.data.latent_store import (
 from keras_cdiff.data.latents import INDEX, LatentSource
 from keras_cdiff.data.pipeline import check_integer, prepare_image
 from keras_cdiff.data.source import Source
+from keras_cdiff.distribution import Processes, apart, spreading
 from keras_cdiff.files import exclusive, file_digest, write_whole
 
 if TYPE_CHECKING:
@@ -43,6 +46,10 @@ def encode_source(
     not at all and then noted, so that a call that was interrupted at any moment goes on after the
     last noted one when it is repeated, and ends with the same bytes. A finished store is opened.
 
+    Under `distribution.spread` each process writes a file at a time. The first alone notes them,
+    and keeps all others out of the store; the bytes are those of one process, and any number of
+    processes goes on where others stopped.
+
     A copy of an autoencoder of the kind "kl" is kept in the store.
 
     Args:
@@ -54,7 +61,7 @@ def encode_source(
         mirrored: Whether the images mirrored left to right are encoded as well, for training with
             flips: an encoder does not commute with mirroring.
         shard_size: Images in a file.
-        progress: Whether a progress bar over the images is shown.
+        progress: Whether a progress bar over the images is shown, by the first process.
 
     Returns:
         The latents.
@@ -63,6 +70,7 @@ def encode_source(
         ValueError: If an argument is out of range, an image cannot be read, moments exceed float16,
             or the folder is in use, is damaged or holds something else.
         OSError: If the system does not let a file be read or written.
+        LostPeer: If another of several processes has failed or ended.
     """
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         check_integer(name, value, 1)
@@ -78,20 +86,64 @@ def encode_source(
             f"Received: image_size={image_size}"
         )
     request = make_request(source, autoencoder, image_size, bool(mirrored), shard_size)
-    folder = Path(folder)
-    with exclusive(folder, IN_USE):
-        request, shards, finished = find_store(folder, request)
+    folder, processes = Path(folder), spreading()
+    if processes.count > 1:
+        decisive = (request["source_digest"], autoencoder.fingerprint(), image_size, mirrored)
+        processes.check_same("request for latents", (*decisive, shard_size, batch_size))
+    with contextlib.ExitStack() as held:
+        begun = None
+        with apart():
+            if processes.first:
+                held.enter_context(exclusive(folder, IN_USE))
+                begun = find_store(folder, request)
+                if not begun[2]:
+                    keep_autoencoder(autoencoder, folder)
+        request, shards, finished = _from_all(processes, begun)[0]
         if not finished:
-            keep_autoencoder(autoencoder, folder)
-            bar = keras.utils.Progbar(len(source), unit_name="image") if progress else None
-            for shard in _write_shards(
-                source, autoencoder, request, folder, len(shards), batch_size, bar
-            ):
-                shards.append(shard)
-                note(folder / PROGRESS, {**request, "shards": shards})
-            _write_index(source, request, shards, folder)
-        (folder / PROGRESS).unlink(missing_ok=True)
+            bar = None
+            if progress and processes.first:
+                bar = keras.utils.Progbar(len(source), unit_name="image")
+            _write_in_rounds(source, autoencoder, request, shards, folder, batch_size, bar)
+            if processes.first:
+                _write_index(source, request, shards, folder)
+        if processes.first:
+            (folder / PROGRESS).unlink(missing_ok=True)
+    processes.barrier()  # now the others find the index
     return LatentSource(folder)
+
+
+def _write_in_rounds(
+    source: Source,
+    autoencoder: "Autoencoder",
+    request: dict,
+    shards: list[dict],
+    folder: Path,
+    batch_size: int,
+    bar: keras.utils.Progbar | None,
+) -> None:
+    """Writes the shards that are missing, one by each process at a time, and appends to `shards`
+    what the index says of each.
+
+    After each round the whole ones are the first ones, however many processes there are.
+    """
+    processes = spreading()
+    total = -(-request["count"] // request["shard_size"])
+    numbers = range(len(shards) + processes.index, total, processes.count)
+    own = _write_shards(source, autoencoder, request, folder, numbers, batch_size, bar)
+    while len(shards) < total:
+        with apart():
+            shard = next(own, None)
+        written = [shard for shard in _from_all(processes, shard) if shard is not None]
+        shards += written
+        if processes.first:
+            note(folder / PROGRESS, {**request, "shards": shards})
+        if bar is not None and len(written) > 1:
+            bar.update(sum(shard["count"] for shard in shards))
+
+
+def _from_all(processes: Processes, value: object) -> list:
+    """Returns the plain data of all processes, in their order."""
+    return [json.loads(message) for message in processes.exchange(json.dumps(value).encode())]
 
 
 def _write_shards(
@@ -99,22 +151,22 @@ def _write_shards(
     autoencoder: "Autoencoder",
     request: dict,
     folder: Path,
-    first: int,
+    numbers: range,
     batch_size: int,
     bar: keras.utils.Progbar | None,
 ) -> Iterator[dict]:
-    """Writes the shards from number `first` on and yields what the index says of each."""
+    """Writes the shards of these numbers and yields what the index says of each."""
     count, shard_size = request["count"], request["shard_size"]
     views = 2 if request["mirrored"] else 1
     side, channels = request["latent_size"], request["channels"]
     # A batch lies in one shard: then its number and not the start of the process decides it.
     places = [
         range(start, min(start + batch_size, begin + shard_size, count))
-        for begin in range(first * shard_size, count, shard_size)
+        for begin in (number * shard_size for number in numbers)
         for start in range(begin, min(begin + shard_size, count), batch_size)
     ]
     batches = _prepared(source, places, request["image_size"], batch_size)
-    for number in range(first, -(-count // shard_size)):
+    for number in numbers:
         begin = number * shard_size
         length = min(shard_size, count - begin)
         moments = np.empty((length, views, side, side, 2 * channels), "<f2")

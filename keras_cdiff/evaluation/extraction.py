@@ -12,6 +12,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_cdiff.distribution import apart, spreading
+from keras_cdiff.evaluation.extraction_rounds import extract_in_rounds, wrong_count
 from keras_cdiff.evaluation.features import Extractor
 from keras_cdiff.evaluation.image_sets import ImageSet
 from keras_cdiff.files import exclusive, write_whole
@@ -52,12 +54,16 @@ def extract(
     4 (D + K) bytes an image, 0.6 GB for 50,000 images with the features and logits of Inception;
     nothing ever removes it, but you may.
 
+    Under `distribution.spread` each process extracts a batch at a time, and all return the features
+    of all images. The first alone writes the cache, which looks the same as that of one process:
+    any number of processes goes on where others stopped.
+
     Args:
         images: the set.
         extractor: the network that sees the images.
         cache: folder of features on disk; None keeps them in memory.
         batch_size: images the extractor sees at once.
-        progress: whether a progress bar over the images is shown.
+        progress: whether a progress bar over the images is shown, by the first process.
 
     Returns:
         The features; from a cache they are mapped, and cannot be written to.
@@ -65,14 +71,20 @@ def extract(
     Raises:
         ValueError: if the set yields more or fewer images than it says, if what lies in the cache
             is damaged, or if another process extracts the same set into it.
+        LostPeer: if one of several processes has failed or ended.
     """
+    processes = spreading()
     count = len(images)
     shapes = {"features": (count, extractor.feature_width)}
     if extractor.num_logits:
         shapes["logits"] = (count, extractor.num_logits)
     store = _Memory(shapes) if cache is None else _Folder(Path(cache), images, extractor, shapes)
-    bar = keras.utils.Progbar(count, unit_name="image") if progress else None
-    if not store.complete:
+    bar = None
+    if progress and processes.first:
+        bar = keras.utils.Progbar(count, unit_name="image")
+    if processes.count > 1:
+        _extract_together(images, extractor, store, batch_size, bar)
+    elif not store.complete:
         with store.open():
             for batch in _batches(images, store, batch_size):
                 store.append(*extractor(batch))
@@ -81,6 +93,30 @@ def extract(
     if bar is not None:
         bar.update(count)
     return store.features()
+
+
+def _extract_together(
+    images: ImageSet,
+    extractor: Extractor,
+    store: "_Memory",
+    batch_size: int,
+    bar: keras.utils.Progbar | None,
+) -> None:
+    """Fills a store by all processes; one that they share is written by the first."""
+    processes = spreading()
+    writes = processes.first or not store.shared
+    with contextlib.ExitStack() as opened:
+        with apart():
+            if writes and not store.complete:
+                opened.enter_context(store.open())
+        done = int(processes.gather(np.array([store.done]))[0][0])
+        for features, logits in extract_in_rounds(images, extractor, done, batch_size):
+            done += len(features)
+            if writes:
+                store.append(features, logits)
+            if bar is not None:
+                bar.update(done)
+    processes.barrier()  # now the others find all rows in the folder
 
 
 def _batches(images: ImageSet, store: "_Memory", batch_size: int) -> Iterator[list[np.ndarray]]:
@@ -100,16 +136,19 @@ def _batches(images: ImageSet, store: "_Memory", batch_size: int) -> Iterator[li
             del pending[:batch_size]
     if seen != count:
         store.done = 0  # which rows are whose is not known
-        raise ValueError(
-            f"A set must yield as many images as its len() says, {count}. "
-            f"Received: images {images.name!r}, which yield {'more' if seen > count else seen}"
-        )
+        raise wrong_count(images, "more" if seen > count else seen)
     if pending:
         yield pending
 
 
 class _Memory:
-    """Features in memory."""
+    """Features in memory.
+
+    Attributes:
+        shared: whether all processes see what one of them writes.
+    """
+
+    shared = False
 
     def __init__(self, shapes: dict[str, tuple]):
         self.shapes, self.done = shapes, 0
@@ -137,6 +176,8 @@ class _Folder(_Memory):
     """Features in a folder: features.npy, logits.npy, and progress.json, which counts the rows that
     are certain. Whoever writes them holds a lock, which the system releases if the process dies.
     """
+
+    shared = True
 
     def __init__(
         self, cache: Path, images: ImageSet, extractor: Extractor, shapes: dict[str, tuple]

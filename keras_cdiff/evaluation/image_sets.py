@@ -21,6 +21,7 @@ from keras_cdiff.data import (
     to_channels,
     to_uint8,
 )
+from keras_cdiff.distribution import spreading
 from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.samplers import Guidance, Sampler, default_sampler, sample
 
@@ -30,9 +31,11 @@ class ImageSet(abc.ABC):
 
     Attributes:
         name: what the set is called in results.
+        batch_size: images that are made at once, however few are asked for.
     """
 
     name: str
+    batch_size: int = 1
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -134,6 +137,8 @@ class SourceImages(ImageSet):
 class GeneratedImages(ImageSet):
     """Samples of a model, drawn when they are read; sample i depends on `seed` + i and its label.
 
+    Under `distribution.spread` it is `extract` that shares the samples among the processes.
+
     A model that has taken no training step here, such as one from a weights file alone, is
     described without iteration and average, which are not known then.
 
@@ -147,7 +152,7 @@ class GeneratedImages(ImageSet):
             `keras_cdiff.data.TextContexts`; None for a model without, or for the null context.
         guidance: scale of the guidance, or a `Guidance`.
         use_ema: whether the averaged weights are used, if the model keeps an average.
-        batch_size: samples drawn at once.
+        batch_size: samples drawn at once, fewer if else a process had none to draw.
         name: what the set is called in results.
         autoencoder: what decodes the samples of a model of latents; None for one of images with 1
             or 3 channels.
@@ -186,6 +191,8 @@ class GeneratedImages(ImageSet):
         num_images = check_count("num_images", num_images, 1, None, "the number of samples")
         seed = check_count("seed", seed, 0, None, "that of the first sample")
         batch_size = check_count("batch_size", batch_size, 1, None, "samples drawn at once")
+        if spreading().count > 1:
+            batch_size = min(batch_size, -(-num_images // spreading().count))
         if label is None and context is None and model.num_classes:
             label = np.arange(num_images) % model.num_classes
         if label is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.curriculum import Clusters
+from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.objectives import Objective
 from keras_cdiff.validation import check_contexts, check_images, check_labels
@@ -32,7 +33,7 @@ class ValidationLoss:
     the clusters, whatever interval a curriculum trains at the moment. The noise of (image i,
     cluster c, level j) is a function of `seed` alone, the same on every backend, so stages and runs
     that share the arguments differ by their weights and nothing else. An evaluation asks the
-    network about C L N noisy images.
+    network about C L N noisy images; the processes of `keras_cdiff.distribution.spread` share them.
 
     Args:
         images: float (N, H, W, C) in [-1, 1], at least two, that training does not see.
@@ -160,24 +161,32 @@ class ValidationLoss:
         evaluate = loss_function(model, use_ema)
         shape = (*levels.shape, len(self.images))
         losses = np.empty(np.prod(shape))
-        size = min(self.batch_size, len(losses))
+        size = min(self.batch_size, -(-len(losses) // spreading().count))
         labels = self.labels
         if labels is None and model.num_classes:
             labels = np.full(len(self.images), model.num_classes)
-        for start in range(0, len(losses), size):
-            # The last batch repeats its last sample, so that nothing compiles again.
-            rows = np.minimum(np.arange(start, start + size), len(losses) - 1)
-            cluster, level, image = np.unravel_index(rows, shape)
-            inputs = {
-                "image": self.images[image].astype("float32"),
-                "level": levels[cluster, level],
-                "noise": np.stack(list(map(self._noise, cluster, level, image))),
-            }
-            if labels is not None:
-                inputs["label"] = labels[image].astype("int32")
-            if self.context is not None:
-                inputs["context"] = self.context[image]
-            losses[rows] = evaluate.predict_on_batch(inputs)
+        # The last batch repeats its last sample, so that nothing compiles again.
+        batches = [
+            np.minimum(np.arange(start, start + size), len(losses) - 1)
+            for start in range(0, len(losses), size)
+        ]
+        with apart() as processes:
+            for number in processes.share(len(batches)):
+                rows = batches[number]
+                cluster, level, image = np.unravel_index(rows, shape)
+                inputs = {
+                    "image": self.images[image].astype("float32"),
+                    "level": levels[cluster, level],
+                    "noise": np.stack(list(map(self._noise, cluster, level, image))),
+                }
+                if labels is not None:
+                    inputs["label"] = labels[image].astype("int32")
+                if self.context is not None:
+                    inputs["context"] = self.context[image]
+                losses[rows] = evaluate.predict_on_batch(inputs)
+        for index, theirs in enumerate(processes.gather(losses)):
+            for rows in batches[index :: processes.count]:
+                losses[rows] = theirs[rows]
         return losses.reshape(shape)
 
     def _noise(self, cluster: int, level: int, image: int) -> np.ndarray:

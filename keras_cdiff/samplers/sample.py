@@ -1,11 +1,13 @@
 """sample(): images from a model."""
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.distribution import Processes, apart, spreading
 from keras_cdiff.samplers.ddim import DDIM
 from keras_cdiff.samplers.estimator import estimator
 from keras_cdiff.samplers.guidance import Guidance
@@ -31,7 +33,8 @@ def sample(
     """Draws images from a model.
 
     Sample i is a function of its own seed, label and context: beyond rounding neither the batch
-    size nor its place changes it, and its noise is the same on every backend.
+    size nor its place changes it, and its noise is the same on every backend. Under
+    `distribution.spread` the processes draw batches in turn, and each returns all images.
 
     Args:
         model: a `DiffusionModel`.
@@ -46,9 +49,10 @@ def sample(
             text encoder's `encode` returns; rows of zeros are padding. None: the null context.
         guidance: scale w >= 0 of classifier-free guidance, 1 for none, or a `Guidance`.
         use_ema: whether the averaged weights are used, if the model keeps an average.
-        batch_size: samples drawn at once; the last batch is filled up, so that nothing compiles
-            again.
-        progress: whether a progress bar over all steps of all batches is shown.
+        batch_size: samples drawn at once, fewer if else a process had none to draw; the last batch
+            is filled up, so that nothing compiles again.
+        progress: whether a progress bar over all steps of all batches is shown; of several
+            processes the first shows its own.
 
     Returns:
         float32 array (N, H, W, C) in the model's units: images in about [-1, 1], or latents.
@@ -67,27 +71,54 @@ def sample(
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
 
-    size = min(batch_size, num_samples)
+    processes = spreading()
+    size = min(batch_size, -(-num_samples // processes.count))
+    if processes.count > 1:
+        request = (num_samples, size, seeds[0], seeds[-1], type(sampler).__name__)
+        options = (sampler.get_config(), guidance.get_config(), _digest(condition))
+        processes.check_same("samples to draw", (*request, *options))
     starts = range(0, num_samples, size)
+    batches = [slice(start, min(start + size, num_samples)) for start in starts]
     num_steps = len(sampler.levels(model.schedule))
-    bar = keras.utils.Progbar(len(starts) * num_steps) if progress else None
     images = np.empty((num_samples, *model.image_shape), dtype="float32")
-    for start in starts:
-        batch = slice(start, min(start + size, num_samples))
-        draw_noise = _noise(seeds[batch], size, model.image_shape)
-        denoise = _denoise(
-            model,
-            use_ema,
-            {name: _fill(value[batch], size) for name, value in condition.items()},
-            guidance,
-        )
-        noisiest = sampler.initial_scale(model.schedule) * draw_noise()
-        for step in sampler.trajectory(denoise, noisiest, model.schedule, draw_noise):
-            x, _ = step
-            if bar is not None:
-                bar.add(1)
-        images[batch] = ops.convert_to_numpy(x)[: batch.stop - start]
+    with apart():
+        own = processes.share(len(batches))
+        bar = None
+        if progress and processes.first:
+            bar = keras.utils.Progbar(len(own) * num_steps)
+        for batch in map(batches.__getitem__, own):
+            draw_noise = _noise(seeds[batch], size, model.image_shape)
+            denoise = _denoise(
+                model,
+                use_ema,
+                {name: _fill(value[batch], size) for name, value in condition.items()},
+                guidance,
+            )
+            noisiest = sampler.initial_scale(model.schedule) * draw_noise()
+            for step in sampler.trajectory(denoise, noisiest, model.schedule, draw_noise):
+                x, _ = step
+                if bar is not None:
+                    bar.add(1)
+            images[batch] = ops.convert_to_numpy(x)[: batch.stop - batch.start]
+    if processes.count > 1:
+        _gather(images, batches, processes)
     return images
+
+
+def _digest(condition: dict[str, np.ndarray]) -> dict[str, int]:
+    return {name: zlib.crc32(np.ascontiguousarray(v)) for name, v in condition.items()}
+
+
+def _gather(images: np.ndarray, batches: list[slice], processes: Processes) -> None:
+    """Fills in the batches that other processes have drawn."""
+    own = [images[batches[number]] for number in processes.share(len(batches))]
+    parts = processes.gather(np.concatenate([images[:0], *own]))
+    for index, part in enumerate(parts):
+        filled = 0
+        for batch in batches[index :: processes.count]:
+            count = batch.stop - batch.start
+            images[batch] = part[filled : filled + count]
+            filled += count
 
 
 def default_sampler(model: keras.Model) -> Sampler:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 from keras_cdiff.study.relative_entropy import relative_entropy
 
@@ -65,7 +66,8 @@ def measure_entropy(
     num_draws: int = 256,
     seed: int = 0,
 ) -> EntropyCurve:
-    """Estimates the relative entropy at `spread_levels` of a schedule.
+    """Estimates the relative entropy at `spread_levels` of a schedule, which are shared among the
+    processes of `distribution.spread`.
 
     Args:
         images: float (N, ...), in the units of training.
@@ -74,7 +76,12 @@ def measure_entropy(
         num_draws, seed: as for `relative_entropy`.
     """
     levels = spread_levels(schedule, num_levels)
-    estimate, error = relative_entropy(images, schedule, levels, num_draws, seed)
+    own = spreading().share(len(levels))
+    measured = np.zeros((2, len(levels)))
+    with apart() as processes:
+        if own:
+            measured[:, own] = relative_entropy(images, schedule, levels[own], num_draws, seed)
+    estimate, error = sum(processes.gather(measured))
     return EntropyCurve(schedule, levels, estimate, error, int(np.prod(images.shape[1:])))
 
 

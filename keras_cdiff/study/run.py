@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import open_source, read_images
+from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.evaluation import Evaluator, open_extractor
 from keras_cdiff.files import write_whole
 from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule
@@ -45,6 +46,10 @@ def run_study(
 ) -> Path | None:
     """Trains the experts of a study, as far as they are missing, and writes its report.
 
+    Under `distribution.spread` the experts that are missing are shared among the processes, each of
+    which trains one at a time by itself, and so are the levels of the relative entropies. The first
+    trains the reference and writes the report, while the others wait.
+
     Args:
         folder: of the study and its report.
         config: what `keras_cdiff.training.resolve` returned, with a curriculum, whose number of
@@ -66,7 +71,9 @@ def run_study(
 
     Raises:
         ValueError: if an argument is out of its range, or the folder holds another study.
+        LostPeer: if another of several processes has failed or ended.
     """
+    processes = spreading()
     numbers = _numbers(experts, num_experts)
     unknown = [name for name in schedules if name not in SCHEDULES]
     if unknown:
@@ -99,17 +106,15 @@ def run_study(
             quality_every=quality_every,
             loss_every=loss_every,
         )
-        _claim(Path(folder), config)
-        if evaluator is not None:
-            study.train_reference()
-        for number in numbers:
-            study.train_expert(number)
-        missing = study.missing()
+        missing = _train(study, config, numbers)
         if missing:
             shown = ", ".join(map(str, missing))
-            print(f"Experts still to be trained before there is a report: {shown}", flush=True)
+            if processes.first:
+                print(f"Experts still to be trained before there is a report: {shown}", flush=True)
             return None
-    _claim(Path(folder), config)
+    with apart():
+        if processes.first:
+            _claim(Path(folder), config)
     images, _ = read_images(source, backbone["image_size"], backbone["channels"], entropy_images)
     began = time.perf_counter()
     own = keras.saving.deserialize_keras_object(config["model"]["schedule"])
@@ -118,11 +123,39 @@ def run_study(
         for schedule in _different([own, *(SCHEDULES[name]() for name in schedules)])
     ]
     seconds = time.perf_counter() - began
-    conditions = _conditions(config, images, num_draws, seconds, study)
-    measured = study.curves() if study else ()
-    page = write_report(folder, config, curves, measured, conditions=conditions)
-    print(f"wrote {page}", flush=True)
+    page = Path(folder) / "REPORT.md"
+    with apart():
+        if processes.first:
+            conditions = _conditions(config, images, num_draws, seconds, study)
+            measured = study.curves() if study else ()
+            write_report(folder, config, curves, measured, conditions=conditions)
+            print(f"wrote {page}", flush=True)
     return page
+
+
+def _train(study: ConvergenceStudy, config: dict, numbers: Sequence[int]) -> list[int]:
+    """Trains the reference and, shared among the processes, those of the experts that are missing.
+
+    Returns:
+        The experts that are missing then.
+    """
+    with apart() as processes:
+        if processes.first:
+            _claim(study.folder, config)
+            if study.evaluator is not None:
+                study.train_reference()
+    missing = _missing(study)
+    wanted = [number for number in numbers if number in missing]
+    with apart():
+        for number in wanted[processes.index :: processes.count]:
+            study.train_expert(number)
+    return _missing(study)
+
+
+def _missing(study: ConvergenceStudy) -> list[int]:
+    """Returns which experts are missing as the first process sees it."""
+    missing = np.array(study.missing() if spreading().first else [], np.int64)
+    return spreading().gather(missing)[0].tolist()
 
 
 def _claim(folder: Path, config: dict) -> None:

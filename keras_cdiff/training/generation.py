@@ -10,6 +10,7 @@ import numpy as np
 from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
 from keras_cdiff.data import TextContexts, save_image_grid, to_uint8, write_batch_file
 from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.training.building import build_model, build_sampler, in_pixels
 from keras_cdiff.training.callbacks import class_labels, display_scale
@@ -133,7 +134,8 @@ def generate(
     """Draws samples and writes OUTPUT/samples.png, a grid, and OUTPUT/samples.npz, the images.
 
     Samples of a model of latents are decoded. The .npz holds uint8 (N, H, W, C) under the name
-    arr_0, as evaluators of generated images read it.
+    arr_0, as evaluators of generated images read it. Under `distribution.spread` the processes
+    share the samples, and the first writes them.
 
     Args:
         model: the trained model.
@@ -186,11 +188,25 @@ def generate(
     images = sample(
         model, num_samples, **options, seed=seed, use_ema=use_ema, batch_size=batch_size
     )
-    images = to_uint8(images if autoencoder is None else autoencoder.decode(images))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_batch_file(folder / "samples.npz", images)
-    save_image_grid(images, folder / "samples.png", scale=display_scale(images))
+    images = to_uint8(images) if autoencoder is None else decode(autoencoder, images)
+    if spreading().first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_batch_file(folder / "samples.npz", images)
+        save_image_grid(images, folder / "samples.png", scale=display_scale(images))
     return images
+
+
+def decode(autoencoder: Autoencoder, latents: np.ndarray) -> np.ndarray:
+    """Returns the uint8 images of latents, of which each process of `distribution.spread` decodes a
+    part.
+    """
+    processes = spreading()
+    parts = np.array_split(latents, processes.count)
+    with apart():
+        # One that has none of its own decodes another's, so that it knows what there is to send.
+        own = parts[processes.index]
+        images = to_uint8(autoencoder.decode(own if len(own) else latents[:1]))[: len(own)]
+    return images if processes.count == 1 else np.concatenate(processes.gather(images))
 
 
 def prompt_contexts(config: dict, prompts: Sequence[str]) -> np.ndarray:
