@@ -104,7 +104,7 @@ def find_faults(build, files, constraints):
         return closures[name]
 
     modules = {module_name(path): path for path in files if path.startswith("keras_cdiff/")}
-    # A program finds what lies beside it.
+    # A program finds what lies beside it, and tests may look there too.
     modules |= {Path(path).stem: path for path in files if path.startswith("apps/")}
     for name, target in targets.items():
         reach = closure(name)
@@ -113,7 +113,8 @@ def find_faults(build, files, constraints):
                 top = imported.partition(".")[0]
                 if top in sys.stdlib_module_names or top in NOT_DECLARED:
                     continue
-                if top != "keras_cdiff" and not (path.startswith("apps/") and top in modules):
+                beside = path.startswith(("apps/", "tests/")) and top in modules
+                if top != "keras_cdiff" and not beside:
                     needed = {f"@pypi//{DISTRIBUTIONS.get(top, top)}"}
                 else:
                     # `a.b` is module b of package a, or a name in module a.
