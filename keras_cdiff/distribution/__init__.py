@@ -4,7 +4,13 @@ from keras_cdiff.distribution.cluster import Cluster, find_cluster
 from keras_cdiff.distribution.connection import connected
 from keras_cdiff.distribution.engine import KINDS, Engine, distribute, to_host
 from keras_cdiff.distribution.layouts import layout_map
-from keras_cdiff.distribution.processes import LostPeer, Processes, spread, spreading
+from keras_cdiff.distribution.processes import (
+    LostPeer,
+    Processes,
+    arrays_digest,
+    spread,
+    spreading,
+)
 from keras_cdiff.distribution.signs_of_life import apart, first_does
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "LostPeer",
     "Processes",
     "apart",
+    "arrays_digest",
     "connected",
     "distribute",
     "find_cluster",

@@ -4,7 +4,8 @@ import contextlib
 import contextvars
 import hashlib
 import io
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -64,6 +65,8 @@ class Processes:
 
     def gather(self, array: np.ndarray) -> list[np.ndarray]:
         """Returns the arrays of all processes, in their order; they may differ in shape."""
+        if self.count == 1:
+            return [array]
         stream = io.BytesIO()
         np.save(stream, np.asarray(array), allow_pickle=False)
         messages = self.exchange(stream.getvalue())
@@ -103,6 +106,15 @@ class Processes:
 
     def close(self) -> None:
         """Ends the connection."""
+
+
+def arrays_digest(arrays: Mapping[object, np.ndarray]) -> str:
+    """Returns what tells some arrays by their names from others, for `Processes.check_same`."""
+    sums = [
+        (name, array.shape, zlib.crc32(np.ascontiguousarray(array).view(np.uint8)))
+        for name, array in arrays.items()
+    ]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
 _spreading = contextvars.ContextVar("spreading")

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import hashlib
 import os
 
 import keras
@@ -11,7 +10,7 @@ import torch.distributed as dist
 
 from keras_cdiff.distribution.cluster import Cluster
 from keras_cdiff.distribution.engine import Engine
-from keras_cdiff.distribution.processes import LostPeer, Processes
+from keras_cdiff.distribution.processes import LostPeer, Processes, arrays_digest
 from keras_cdiff.replica import acting_as
 
 
@@ -96,10 +95,8 @@ class TorchEngine(Engine):
         return acting_as(self.processes.index, self.processes.count)
 
     def check_model(self, model: keras.Model) -> None:
-        digest = hashlib.sha256()
-        for weight in model.backbone.get_weights():
-            digest.update(weight.tobytes())
-        self.processes.check_same("initial weights", digest.hexdigest())
+        weights = dict(enumerate(model.backbone.get_weights()))
+        self.processes.check_same("initial weights", arrays_digest(weights))
 
 
 _BUCKET = 2**23  # numbers that are sent at once

@@ -1,13 +1,12 @@
 """sample(): images from a model."""
 
-import zlib
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.distribution import Processes, apart, spreading
+from keras_cdiff.distribution import Processes, apart, arrays_digest, spreading
 from keras_cdiff.samplers.ddim import DDIM
 from keras_cdiff.samplers.estimator import estimator
 from keras_cdiff.samplers.guidance import Guidance
@@ -75,7 +74,7 @@ def sample(
     size = min(batch_size, -(-num_samples // processes.count))
     if processes.count > 1:
         request = (num_samples, size, seeds[0], seeds[-1], type(sampler).__name__)
-        options = (sampler.get_config(), guidance.get_config(), _digest(condition))
+        options = (sampler.get_config(), guidance.get_config(), arrays_digest(condition))
         processes.check_same("samples to draw", (*request, *options))
     starts = range(0, num_samples, size)
     batches = [slice(start, min(start + size, num_samples)) for start in starts]
@@ -103,10 +102,6 @@ def sample(
     if processes.count > 1:
         _gather(images, batches, processes)
     return images
-
-
-def _digest(condition: dict[str, np.ndarray]) -> dict[str, int]:
-    return {name: zlib.crc32(np.ascontiguousarray(v)) for name, v in condition.items()}
 
 
 def _gather(images: np.ndarray, batches: list[slice], processes: Processes) -> None:

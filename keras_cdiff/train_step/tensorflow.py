@@ -73,14 +73,14 @@ class TrainStep:
 
     @contextlib.contextmanager
     def _as_replica(self) -> Iterator[None]:
-        count = self.distribute_strategy.num_replicas_in_sync
         context = tf.distribute.get_replica_context()
-        if count == 1 or context is None:
+        if not self.is_replicated or context is None:
             yield
             return
         engine.check_prepared(self.distribute_strategy)
         index = context.replica_id_in_sync_group
         known = tf.get_static_value(index)  # on TPUs one graph is for all
+        count = self.distribute_strategy.num_replicas_in_sync
         with acting_as(index if known is None else int(known), count):
             yield
 

@@ -2,10 +2,8 @@
 had been no interruption.
 """
 
-import hashlib
 import json
 import math
-import zlib
 from collections.abc import Callable
 
 import keras
@@ -13,7 +11,7 @@ import numpy as np
 
 from keras_cdiff.data import Source, WithContext
 from keras_cdiff.diffusion_model import DiffusionModel
-from keras_cdiff.distribution import Processes
+from keras_cdiff.distribution import Processes, arrays_digest
 from keras_cdiff.periodic import PeriodicCallback
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.model_state import restore, restore_metrics
@@ -49,7 +47,7 @@ def continue_run(
     received = f"Received: workdir={str(folder.path)!r}"
     found = checkpoints.latest() if folder.config_file.exists() else None
     if processes.count > 1:
-        digest = None if found is None else _digest(found[1])
+        digest = None if found is None else arrays_digest(found[1])
         processes.check_same("newest checkpoint", digest)
     if found is None:
         if folder.weights_step() is not None:
@@ -77,15 +75,6 @@ def continue_run(
     restore(model, arrays)
     same_interval = before["config"]["training"]["log_every"] == training["log_every"]
     return step, arrays if same_interval else None
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    """What tells the arrays of one checkpoint from those of another."""
-    sums = [
-        (name, zlib.crc32(np.ascontiguousarray(array).view(np.uint8)))
-        for name, array in arrays.items()
-    ]
-    return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
 def describe_data(source: Source | WithContext) -> dict:

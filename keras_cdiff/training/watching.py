@@ -13,8 +13,8 @@ class Watching(keras.callbacks.Callback):
     """Has a callback look at the model at the end of each log interval, in all processes at once.
 
     They share the work of drawing samples and of seeing them; the few of a grid each decodes by
-    itself, if they are latents. Of a `PeriodicCallback` the first
-    process alone writes and prints; others are called in all processes as they are.
+    itself, if they are latents. Of a `PeriodicCallback` the first process alone writes and prints;
+    others are called in all processes as they are.
 
     Args:
         callback: what looks.
