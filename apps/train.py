@@ -102,6 +102,18 @@ flags.DEFINE_integer(
     "Iterations without improvement that a stage may last. Default: the preset's.",
     lower_bound=1,
 )
+flags.DEFINE_integer(
+    "stage_steps",
+    None,
+    "Iterations of every stage, whatever the loss does, instead of --patience.",
+    lower_bound=1,
+)
+flags.DEFINE_enum(
+    "weighting",
+    None,
+    ["constant", "min_snr", "p2"],
+    "Weighting of the loss, with its paper's values. Default: the preset's.",
+)
 flags.DEFINE_enum(
     "jit_compile",
     "auto",
@@ -203,6 +215,8 @@ def main(argv: list[str]) -> None:
             "clusters",
             "num_clusters",
             "patience",
+            "stage_steps",
+            "weighting",
         ),
         *("dtype_policy", "jit_compile", "seed", "log_every", "sample_every"),
         *("checkpoint_every", "keep_last", "keep_every", "max_nonfinite"),

@@ -1,6 +1,7 @@
 """How a model is put together from configurations of its parts: those of a preset, those saved."""
 
 import inspect
+from collections.abc import Mapping
 
 import keras
 
@@ -20,20 +21,40 @@ class Composition:
                 else is an argument of the backbone, such as image_size, num_classes or dtype.
         """
         parts = {"augmentation": None, **presets.preset(name)["model"]}
-        backbone = dict(parts.pop("backbone"))
-        network = getattr(backbones, backbone.pop("class_name"))
-        arguments = inspect.signature(network).parameters
+        class_name = parts["backbone"]["class_name"]
+        arguments = inspect.signature(getattr(backbones, class_name)).parameters
         for key, value in overrides.items():
-            if key in (*parts, "seed"):
+            if key in (*parts, "seed") and key != "backbone":
                 parts[key] = value
             elif key in arguments:
-                backbone[key] = value
+                parts["backbone"][key] = value
             else:
+                known = [part for part in parts if part not in ("backbone", "seed")]
                 raise ValueError(
-                    f"An override of preset {name!r} must be one of {', '.join(parts)}, seed, or "
-                    f"an argument of {network.__name__}: {', '.join(arguments)}. "
+                    f"An override of preset {name!r} must be one of {', '.join(known)}, seed, or "
+                    f"an argument of {class_name}: {', '.join(arguments)}. "
                     f"Received: {key}={value!r}"
                 )
+        return cls.from_parts(parts)
+
+    @classmethod
+    def from_parts(cls, parts: Mapping, seed: int | None = None) -> "Composition":
+        """Builds the model of a preset's "model", with random weights.
+
+        Args:
+            parts: "backbone", the name of a backbone's class and its arguments; schedule,
+                parameterization, objective, ema and augmentation, objects or their configurations.
+            seed: of weights and noise; None for that among the parts, or the default.
+        """
+        parts = {**parts, **({} if seed is None else {"seed": seed})}
+        backbone = dict(parts.pop("backbone"))
+        name = backbone.pop("class_name")
+        if name not in backbones.__all__:
+            raise ValueError(
+                f"A backbone must be one of {', '.join(backbones.__all__)}. "
+                f"Received: class_name={name!r}"
+            )
+        network = getattr(backbones, name)
         return cls(network(**backbone), **{k: _deserialize(v) for k, v in parts.items()})
 
     def get_config(self) -> dict:

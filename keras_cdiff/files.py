@@ -61,16 +61,16 @@ def write_whole_folder(path: str | os.PathLike, write: Callable[[Path], object])
 
 
 @contextlib.contextmanager
-def exclusive(folder: str | os.PathLike, message: str) -> Iterator[None]:
+def exclusive(folder: str | os.PathLike, message: str | None = None) -> Iterator[None]:
     """Keeps a second process out of a folder while the block runs, by a lock on the file `lock` in
     it; the system releases it if the process dies. Where Python has no flock nothing is locked.
 
     Args:
         folder: the folder; it is made if missing.
-        message: what the ValueError says to a second process.
+        message: what the ValueError says to a second process; None has it wait.
 
     Raises:
-        ValueError: if another process is in the block.
+        ValueError: if another process is in the block, and there is a message.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def exclusive(folder: str | os.PathLike, message: str) -> Iterator[None]:
         return
     with open(folder / "lock", "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if message is None else fcntl.LOCK_NB))
         except BlockingIOError:
             raise ValueError(f"{message} Received: folder={str(folder)!r}") from None
         yield

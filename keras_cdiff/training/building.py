@@ -5,6 +5,7 @@ import keras
 from keras_cdiff.curriculum import (
     Clusters,
     CurriculumCallback,
+    FixedPacing,
     PatiencePacing,
     quantile_clusters,
     snr_clusters,
@@ -19,9 +20,7 @@ SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "euler": Euler, "heun": Heun, "dpm_solve
 
 def build_model(config: dict) -> DiffusionModel:
     """Returns the model of a resolved configuration, with fresh weights."""
-    parts = dict(config["model"])
-    backbone = {k: v for k, v in parts.pop("backbone").items() if k != "class_name"}
-    return DiffusionModel.from_preset(config["preset"], seed=config["seed"], **parts, **backbone)
+    return DiffusionModel.from_parts(config["model"], seed=config["seed"])
 
 
 def build_optimizer(config: dict) -> keras.optimizers.Optimizer:
@@ -62,7 +61,7 @@ def build_curriculum(config: dict) -> CurriculumCallback | None:
         return None
     return CurriculumCallback(
         Clusters.from_config({"edges": staging["edges"], "name": staging["clusters"]}),
-        PatiencePacing(staging["patience"]),
+        make_pacing(staging),
         order="hard_to_easy" if staging["kind"] == "hard_to_easy" else "easy_to_hard",
         cumulative=staging["kind"] != "isolated",
     )
@@ -93,6 +92,17 @@ def build_sampler(
 def in_pixels(channels: int) -> bool:
     """Returns whether images of so many channels are grey or RGB, rather than latents."""
     return channels in (1, 3)
+
+
+def make_pacing(staging: dict) -> FixedPacing | PatiencePacing:
+    """Returns what ends the stages of a configuration's curriculum.
+
+    Args:
+        staging: the curriculum, with its patience or the steps of each stage.
+    """
+    if "stage_steps" in staging:
+        return FixedPacing(staging["stage_steps"])
+    return PatiencePacing(staging["patience"])
 
 
 def make_clusters(model: dict, staging: dict) -> Clusters:

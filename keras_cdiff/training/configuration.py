@@ -1,26 +1,30 @@
 """The configuration of a training run: a preset with changes, as plain data that JSON can hold."""
 
-import dataclasses
+import copy
 import math
-from collections.abc import Container
-from pathlib import Path
+from collections.abc import Mapping
 
 import keras
-import numpy as np
 
 from keras_cdiff.augmentation import Augmentation
-from keras_cdiff.curriculum import Clusters, PatiencePacing
+from keras_cdiff.curriculum import Clusters
 from keras_cdiff.presets import preset as get_preset
-from keras_cdiff.training.building import make_clusters
+from keras_cdiff.presets.parts import part
+from keras_cdiff.training.curriculum_settings import resolve_curriculum
+from keras_cdiff.training.settings import check_choice, check_whole, given
 from keras_cdiff.version import __version__
 
-CURRICULA = ("paper", "none", "hard_to_easy", "isolated")
-CLUSTERS = ("uniform", "snr", "quantile")
+# Of the loss, with the values of their papers.
+WEIGHTINGS = {
+    "constant": part("Constant"),
+    "min_snr": part("MinSNR", gamma=5.0),
+    "p2": part("P2", gamma=1.0, k=1.0),
+}
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def resolve(
-    preset: str,
+    preset: str | Mapping,
     *,
     data: str | None = None,
     image_size: int | None = None,
@@ -35,6 +39,8 @@ def resolve(
     clusters: str | Clusters | None = None,
     num_clusters: int | None = None,
     patience: int | None = None,
+    stage_steps: int | None = None,
+    weighting: str | None = None,
     dtype_policy: str = "float32",
     jit_compile: bool | str = "auto",
     seed: int = 0,
@@ -61,7 +67,8 @@ def resolve(
     width of contexts to itself in the same way.
 
     Args:
-        preset: a name in `keras_cdiff.presets.PRESETS`.
+        preset: a name in `keras_cdiff.presets.PRESETS`; or a preset of one's own, such as
+            `keras_cdiff.presets.preset` returns and you have changed, with its "name".
         data: what `keras_cdiff.data.open_source` takes.
         image_size: side of what the network sees: of images in pixels, of latents in latent pixels,
             which are 1/8 of the images' for Stable Diffusion's autoencoder.
@@ -80,6 +87,8 @@ def resolve(
             reported, and like the patience nothing else, where the curriculum is "none".
         num_clusters: number of clusters; that of the file, if they come from one.
         patience: iterations without improvement that a stage may last.
+        stage_steps: iterations of every stage, whatever the loss does, instead of the patience.
+        weighting: of the loss, a name in `WEIGHTINGS`; the preset's if None.
         dtype_policy: "float32", "mixed_bfloat16" or "mixed_float16", of the network.
         jit_compile: as for `DiffusionModel.compile`: "auto", or a bool, or its name in lower case.
         seed: seed of weights, data order and noise, in [0, 2^32).
@@ -106,11 +115,11 @@ def resolve(
     Raises:
         ValueError: for an unknown name or a number out of range.
     """
-    config = get_preset(preset)
+    preset, config = _open_preset(preset)
     training, staging = config["training"], config["curriculum"]
-    _check_choice("jit_compile", jit_compile, ("auto", "true", "false", True, False))
+    check_choice("jit_compile", jit_compile, ("auto", "true", "false", True, False))
     training.update(
-        _given(
+        given(
             steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -124,25 +133,25 @@ def resolve(
     )
     training["sample_every"] = training["steps"] if sample_every is None else sample_every
     for name in ("steps", "batch_size", "log_every", "sample_every", "gradient_accumulation_steps"):
-        _check_whole(name, training[name], 1)
-    _check_whole("max_nonfinite", max_nonfinite, 0)
+        check_whole(name, training[name], 1)
+    check_whole("max_nonfinite", max_nonfinite, 0)
     for name, value in (
         ("learning_rate", training["learning_rate"]),
         ("global_clipnorm", global_clipnorm),
     ):
         if value is not None and not 0.0 < value < math.inf:
             raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value!r}")
-    _check_whole("seed", seed, 0, 2**32)
+    check_whole("seed", seed, 0, 2**32)
 
     backbone = config["model"]["backbone"]
     if data not in (None, config["data"]):
         config["data"] = data
         if backbone["num_classes"]:
             backbone["num_classes"] = None
-    backbone.update(_given(num_classes=num_classes, image_size=image_size), dtype=dtype_policy)
+    backbone.update(given(num_classes=num_classes, image_size=image_size), dtype=dtype_policy)
     if num_classes is not None:
-        _check_whole("num_classes", num_classes, 0)
-    _check_whole("image_size", backbone["image_size"], 1)
+        check_whole("num_classes", num_classes, 0)
+    check_whole("image_size", backbone["image_size"], 1)
     config.setdefault("text_encoder", None)
     if text_encoder is not None:
         _check_dit("text_encoder", text_encoder, preset, backbone)
@@ -160,7 +169,7 @@ def resolve(
             f"`image_size` must be a multiple of {divisor} for the network of {preset}. "
             f"Received: image_size={image_size}"
         )
-    _check_choice("dtype_policy", dtype_policy, DTYPE_POLICIES)
+    check_choice("dtype_policy", dtype_policy, DTYPE_POLICIES)
 
     if rematerialize:
         _check_dit("rematerialize", rematerialize, preset, backbone)
@@ -171,14 +180,14 @@ def resolve(
         "keep_last": keep_last,
         "keep_every": keep_every,
     }
-    _check_whole("checkpoint_every", checkpoint_every, 1)
-    _check_whole("keep_last", keep_last, 1)
+    check_whole("checkpoint_every", checkpoint_every, 1)
+    check_whole("keep_last", keep_last, 1)
     if keep_every is not None:
-        _check_whole("keep_every", keep_every, 1)
+        check_whole("keep_every", keep_every, 1)
     config["evaluation"] = config["validation"] = None
     if evaluate_every is not None:
-        _check_whole("evaluate_every", evaluate_every, 1)
-        _check_whole("evaluate_samples", evaluate_samples, 2)
+        check_whole("evaluate_every", evaluate_every, 1)
+        check_whole("evaluate_samples", evaluate_samples, 2)
         config["evaluation"] = {
             "every": evaluate_every,
             "num_samples": evaluate_samples,
@@ -190,27 +199,25 @@ def resolve(
             f"Received: validate_every={validate_every}, validation_data={validation_data!r}"
         )
     if validate_every is not None:
-        _check_whole("validate_every", validate_every, 1)
-        _check_whole("validation_images", validation_images, 2)
+        check_whole("validate_every", validate_every, 1)
+        check_whole("validation_images", validation_images, 2)
         config["validation"] = {
             "every": validate_every,
             "data": validation_data,
             "num_images": validation_images,
         }
 
-    _check_choice("curriculum", curriculum, CURRICULA)
-    staging.update(_given(num_clusters=num_clusters, patience=patience))
-    PatiencePacing(staging["patience"])
-    chosen = _clusters(staging["clusters"] if clusters is None else clusters, config, num_clusters)
-    staging.update(clusters=chosen.name, num_clusters=chosen.num_clusters)
-    edges = chosen.get_config()["edges"]
-    config["curriculum"] = None
-    if curriculum != "none":
-        config["curriculum"] = {"kind": curriculum, **staging, "edges": edges}
+    if weighting is not None:
+        check_choice("weighting", weighting, WEIGHTINGS)
+        config["model"]["objective"]["config"]["weighting"] = dict(WEIGHTINGS[weighting])
+    config["curriculum"], edges = resolve_curriculum(
+        config["model"], staging, curriculum, clusters, num_clusters, patience, stage_steps
+    )
     if config["validation"]:  # with the same clusters, whether a curriculum trains them or none
         config["validation"]["edges"] = edges
     config["autoencoder"] = None  # what the data says of it, if it is latents
-    del config["description"], config["source"]
+    for words in ("description", "source"):
+        config.pop(words, None)
     return {
         "preset": preset,
         "seed": seed,
@@ -220,32 +227,19 @@ def resolve(
     }
 
 
-def _clusters(clusters: str | Clusters, config: dict, num_clusters: int | None) -> Clusters:
-    """The clusters that are given, or read from a file, or made as their kind says."""
-    if isinstance(clusters, str) and clusters in CLUSTERS:
-        made = make_clusters(config["model"], {**config["curriculum"], "clusters": clusters})
-        return dataclasses.replace(made, name=clusters)
-    if not isinstance(clusters, Clusters) and not Path(clusters).is_file():
+def _open_preset(preset: str | Mapping) -> tuple[str, dict]:
+    """Returns a preset's name and a copy of its configuration."""
+    if isinstance(preset, str):
+        return preset, get_preset(preset)
+    needed = ("name", "model", "data", "training", "curriculum", "sampling")
+    missing = [key for key in needed if key not in preset]
+    if missing:
         raise ValueError(
-            f"`clusters` must be one of {', '.join(CLUSTERS)}, or the path of a JSON file that "
-            f"`Clusters.save` wrote. Received: clusters={str(clusters)!r}"
+            "A preset of one's own must have all that `keras_cdiff.presets.preset` returns, and a "
+            f'"name", by which its runs are called. Received: preset without {", ".join(missing)}'
         )
-    given = clusters if isinstance(clusters, Clusters) else Clusters.load(clusters)
-    if num_clusters not in (None, given.num_clusters):
-        raise ValueError(
-            f"The clusters that are given are {given.num_clusters}: leave their number out. "
-            f"Received: clusters={str(clusters)!r}, num_clusters={num_clusters}"
-        )
-    schedule = keras.saving.deserialize_keras_object(config["model"]["schedule"])
-    given.check_coordinate(schedule.coordinate)
-    low, high = schedule.bounds
-    if given.edges[0] > low or given.edges[-1] < high:
-        raise ValueError(
-            f"The clusters must cover the schedule's levels, {low:g} to {high:g}, or the rest would"
-            " never be trained. "
-            f"Received: clusters from {given.edges[0]:g} to {given.edges[-1]:g}"
-        )
-    return given
+    config = copy.deepcopy(dict(preset))
+    return config.pop("name"), config
 
 
 def _augment(config: dict, preset: str, probability: float) -> None:
@@ -268,24 +262,4 @@ def _check_dit(name: str, value: object, preset: str, backbone: dict) -> None:
         raise ValueError(
             f"`{name}` is for transformers: leave it out, or choose another preset. "
             f"Received: {name}={value!r}, preset={preset!r}"
-        )
-
-
-def _given(**values: object) -> dict:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _check_choice(name: str, value: object, choices: Container) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(map(str, choices))}. Received: {name}={value!r}"
-        )
-
-
-def _check_whole(name: str, value: int, least: int, limit: float = math.inf) -> None:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value < limit:
-        below = f" and below {limit}" if limit < math.inf else ""
-        raise ValueError(
-            f"`{name}` must be an integer of at least {least}{below}. Received: {name}={value!r}"
         )

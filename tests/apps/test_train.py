@@ -3,7 +3,8 @@ import json
 import pytest
 
 from keras_cdiff import training
-from keras_cdiff.training.configuration import CLUSTERS, CURRICULA, DTYPE_POLICIES
+from keras_cdiff.training.configuration import DTYPE_POLICIES, WEIGHTINGS
+from keras_cdiff.training.curriculum_settings import CLUSTERS, CURRICULA
 
 
 def test_a_run_keeps_everything_in_its_workdir(tmp_path, run_app, backend, quick):
@@ -130,7 +131,7 @@ def test_what_cannot_be_trained_ends_with_a_message(tmp_path, run_app, arguments
 @pytest.mark.backend_free
 def test_the_help_has_examples_and_the_choices_of_the_package(run_app):
     process = run_app("train", "--help")
-    for choices in (CURRICULA, DTYPE_POLICIES):
+    for choices in (CURRICULA, DTYPE_POLICIES, WEIGHTINGS):
         assert f"<{'|'.join(choices)}>" in process.stdout
     words = " ".join(process.stdout.split())
     assert f"{', '.join(CLUSTERS[:-1])} or {CLUSTERS[-1]}" in words

@@ -2,10 +2,10 @@ import keras
 import pytest
 
 from keras_cdiff import presets, training
-from keras_cdiff.curriculum import PatiencePacing
+from keras_cdiff.curriculum import FixedPacing, PatiencePacing
 from keras_cdiff.ema import FixedDecay
 from keras_cdiff.guarded_optimizer import GuardedOptimizer
-from keras_cdiff.training import building, configuration
+from keras_cdiff.training import building, configuration, curriculum_settings
 
 pytestmark = pytest.mark.backend_free
 
@@ -62,7 +62,7 @@ def test_the_loss_is_scaled_in_half_precision_alone(policy):
         ("isolated", "easy_to_hard", False),
     ],
 )
-@pytest.mark.parametrize("clusters", configuration.CLUSTERS)
+@pytest.mark.parametrize("clusters", curriculum_settings.CLUSTERS)
 def test_the_curriculum_is_the_configured_one(kind, order, cumulative, clusters):
     config = training.resolve(
         "dit_emoji16", curriculum=kind, clusters=clusters, num_clusters=4, patience=9
@@ -75,6 +75,13 @@ def test_the_curriculum_is_the_configured_one(kind, order, cumulative, clusters)
     assert callback.pacing.patience == 9
     low, high = callback.clusters.full_interval
     assert (low, high) == ((0.002, 80.0) if clusters == "uniform" else (0.0, float("inf")))
+
+
+def test_stages_may_have_a_fixed_length():
+    config = training.resolve("dit_emoji16", stage_steps=9, curriculum="hard_to_easy")
+    pacing = building.build_curriculum(config).pacing
+    assert isinstance(pacing, FixedPacing)
+    assert pacing.steps == 9
 
 
 def test_no_curriculum_is_none():

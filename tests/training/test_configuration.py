@@ -1,3 +1,4 @@
+import copy
 import json
 
 import keras
@@ -5,7 +6,7 @@ import pytest
 
 from keras_cdiff import presets, training
 from keras_cdiff.curriculum import Clusters
-from keras_cdiff.training import building
+from keras_cdiff.training import building, configuration
 
 pytestmark = pytest.mark.backend_free
 
@@ -102,6 +103,10 @@ def test_other_data_decides_the_number_of_classes_unless_it_is_given(arguments, 
         ("dit_emoji16", {"clusters": "equal"}, "quantile.*equal"),
         ("dit_emoji16", {"clusters": Clusters([0, 1, 2]), "num_clusters": 3}, "are 2: leave.*=3"),
         ("dit_emoji16", {"patience": 0}, "patience=0"),
+        ("dit_emoji16", {"stage_steps": 0}, "steps=0"),
+        ("dit_emoji16", {"stage_steps": 2**24}, "steps=16777216"),
+        ("dit_emoji16", {"stage_steps": 5, "patience": 5}, "one of both.*=5, stage_steps=5"),
+        ("dit_emoji16", {"weighting": "snr"}, "min_snr.*weighting='snr'"),
         ("dit_emoji16", {"num_clusters": 0}, "num_clusters=0"),
         ("dit_b_2_imagenet256", {"num_clusters": 1001}, "at most 1000.*num_clusters=1001"),
         (
@@ -114,6 +119,54 @@ def test_other_data_decides_the_number_of_classes_unless_it_is_given(arguments, 
 def test_bad_settings_are_named_before_any_data_is_opened(preset, arguments, message):
     with pytest.raises(ValueError, match=message):
         training.resolve(preset, **arguments)
+
+
+def test_a_preset_of_ones_own_is_taken_by_its_name():
+    own = {**presets.preset("edm_emoji16"), "name": "mine"}
+    own["model"]["backbone"]["width"] = 16
+    before = copy.deepcopy(own)
+    config = training.resolve(own, steps=3)
+    assert own == before
+    assert config == {
+        **training.resolve("edm_emoji16", steps=3),
+        "preset": "mine",
+        "model": own["model"] | {"backbone": own["model"]["backbone"] | {"dtype": "float32"}},
+    }
+    assert building.build_model(config).backbone.width == 16
+
+
+def test_a_preset_of_ones_own_must_be_whole():
+    own = presets.preset("edm_emoji16")
+    del own["sampling"]
+    with pytest.raises(ValueError, match="Received: preset without name, sampling"):
+        training.resolve(own)
+
+
+def test_a_preset_of_ones_own_may_have_stages_of_fixed_length():
+    own = {**presets.preset("edm_emoji16"), "name": "mine"}
+    own["curriculum"] = {"clusters": "quantile", "num_clusters": 3, "stage_steps": 6}
+    assert training.resolve(own)["curriculum"]["stage_steps"] == 6
+    staged = training.resolve(own, patience=4)["curriculum"]
+    assert staged["patience"] == 4
+    assert "stage_steps" not in staged
+
+
+@pytest.mark.parametrize("kind", configuration.WEIGHTINGS)
+def test_the_weighting_takes_the_place_of_the_presets(kind):
+    config = training.resolve("dit_emoji16", weighting=kind)
+    model = building.build_model(config)
+    plain = training.resolve("dit_emoji16")
+    assert model.objective.weighting.get_config() == configuration.WEIGHTINGS[kind]["config"]
+    del config["model"]["objective"]["config"]["weighting"]
+    del plain["model"]["objective"]["config"]["weighting"]
+    assert config == plain
+
+
+def test_stages_of_fixed_length_have_no_patience():
+    config = training.resolve("dit_emoji16", stage_steps=7)
+    assert config["curriculum"]["stage_steps"] == 7
+    assert "patience" not in config["curriculum"]
+    assert "stage_steps" not in training.resolve("dit_emoji16")["curriculum"]
 
 
 @pytest.mark.parametrize(("augment", "features"), [(None, 0), (0.3, 9), (0.0, 0)])
