@@ -40,6 +40,10 @@ test-jax: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.venv/jax-cache
 test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
+# Most of the time of these tests goes into compiling what runs once: XLA's passes run as always,
+# LLVM's optimization does not, which takes a third off. TensorFlow's tests compile with it.
+test-jax: export XLA_FLAGS ?= --xla_backend_optimization_level=0
+
 # Tests that need no particular backend run once, the others once a backend.
 test-backend-free: .venv/test
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest -q -m backend_free

@@ -29,10 +29,11 @@ def launch():
             "KERAS_BACKEND": keras.backend.backend(),
             "OMP_NUM_THREADS": "1",  # the processes share the cores of one
             "DEVICES": str(devices),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
+        flags = [f"--xla_force_host_platform_device_count={devices}"]
         if not exact:  # to compile fast
-            variables["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+            flags.append("--xla_backend_optimization_level=0")
+        variables["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
         if processes > 1:
             ports = _free_ports(processes)
             addresses = ",".join(f"localhost:{port}" for port in ports)
