@@ -105,7 +105,8 @@ def find_faults(build, files, constraints):
 
     modules = {module_name(path): path for path in files if path.startswith("keras_cdiff/")}
     # A program finds what lies beside it, and tests may look there too.
-    modules |= {Path(path).stem: path for path in files if path.startswith("apps/")}
+    folders = ("apps/", "benchmarks/curriculum/")
+    modules |= {Path(path).stem: path for path in files if path.startswith(folders)}
     for name, target in targets.items():
         reach = closure(name)
         for path in target.get("srcs", []):
@@ -113,7 +114,7 @@ def find_faults(build, files, constraints):
                 top = imported.partition(".")[0]
                 if top in sys.stdlib_module_names or top in NOT_DECLARED:
                     continue
-                beside = path.startswith(("apps/", "tests/")) and top in modules
+                beside = path.startswith((*folders, "tests/")) and top in modules
                 if top != "keras_cdiff" and not beside:
                     needed = {f"@pypi//{DISTRIBUTIONS.get(top, top)}"}
                 else:

@@ -1,0 +1,221 @@
+"""Trains one run of the table, and keeps the samples of each point of its curve.
+
+    KERAS_BACKEND=jax python benchmarks/curriculum/one_run.py --output=evidence \
+        --run=emoji_edm/curriculum/lr0.004/seed0
+
+run.py starts it. A repeated command goes on from the run's newest checkpoint.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_sets import path_of
+from methods import METHODS
+from table import SIZES, Run, Setting, find_run
+
+from keras_cdiff import training
+from keras_cdiff.curriculum import Clusters
+from keras_cdiff.data import LatentSource, open_source, write_batch_file
+from keras_cdiff.evaluation import GeneratedImages, proportional_labels
+from keras_cdiff.files import exclusive
+from keras_cdiff.periodic import PeriodicCallback
+from keras_cdiff.study import run_study
+from keras_cdiff.training.building import make_clusters
+
+# Held-out images of the validation loss.
+VALIDATION_IMAGES = 128
+# Noise levels are reported in as many clusters, whatever the curriculum's are.
+REPORTED_CLUSTERS = 5
+SAMPLES_AT_ONCE = 128
+LOG_EVERY, CHECKPOINT_EVERY = 100, 1000
+
+
+class Samples:
+    """Draws the samples by which a run is measured: the same seeds and labels in every run, labels
+    in the proportions of the training data, the preset's sampler and guidance.
+
+    They are kept as images, so that another extractor can be asked later without training.
+
+    Args:
+        config: the run's configuration, as its workdir has it.
+        workdir: its folder; the images go into its subfolder images.
+    """
+
+    def __init__(self, config: dict, workdir: Path):
+        self.config, self.folder = config, workdir / "images"
+        self.labels = open_source(config["data"]).labels()
+
+    def write(self, model: object, name: str, num_samples: int) -> None:
+        """Writes images/NAME.npz."""
+        label = None
+        if model.num_classes:
+            label = proportional_labels(self.labels, num_samples)
+        generated = GeneratedImages(
+            model,
+            num_samples,
+            **training.sampling_settings(model, self.config, num_samples, label=label),
+            batch_size=SAMPLES_AT_ONCE,
+            autoencoder=training.open_run_autoencoder(self.config, model),
+        )
+        write_batch_file(
+            self.folder / f"{name}.npz",
+            generated.batches(0, SAMPLES_AT_ONCE),
+            num_images=num_samples,
+        )
+
+
+class KeepSamples(PeriodicCallback):
+    """Writes samples now and then while a model trains.
+
+    Args:
+        workdir: the run's folder.
+        every: training steps between two points of the curve.
+        num_samples: samples of each.
+    """
+
+    def __init__(self, workdir: Path, every: int, num_samples: int):
+        super().__init__(every)
+        self.workdir, self.num_samples = workdir, num_samples
+        self._samples = None
+
+    def act(self, step: int, logs: dict | None) -> None:
+        # Only now the workdir says of which autoencoder latents are.
+        config = training.Workdir(self.workdir).config()
+        self._samples = self._samples or Samples(config, self.workdir)
+        self._samples.write(self.model, f"{step:08d}", self.num_samples)
+
+
+def configuration(
+    run: Run,
+    size: str,
+    output: Path,
+    data: str | None = None,
+    held_out: str | None = None,
+    clusters: Clusters | str | None = None,
+) -> dict:
+    """Returns the configuration of a run: its method in its setting. No data is opened.
+
+    Args:
+        run: the run.
+        size: its table.
+        output: folder of all runs, and of the data where the setting names one of data_sets.py's.
+        data, held_out: training images and images that are held out, as `open_source` takes them,
+            where the setting names none; without the latter there is no validation loss.
+        clusters: those that a study has measured, for the methods that need them.
+    """
+    setting, method = SIZES[size][run.setting], METHODS[run.method]
+    options = dict(method.options)
+    if method.measured_clusters:
+        if clusters is None:
+            raise ValueError(
+                "This method needs clusters that a study has measured, see `measured_clusters`. "
+                f"Received: run={run.name!r}, clusters=None"
+            )
+        options["clusters"] = clusters
+    return _resolve(setting, run, output, data, held_out, options)
+
+
+def measured_clusters(run: Run, size: str, output: Path) -> Clusters:
+    """Returns clusters of equal difficulty, after a study of a run's setting if there is none."""
+    setting = SIZES[size][run.setting]
+    folder = output / size / "studies" / run.setting
+    file = folder / "clusters_convergence.json"
+    with exclusive(folder.with_name(f"{run.setting}_queue")):  # runs of other seeds wait for it
+        if not file.is_file():
+            num_experts, steps = setting.study
+            config = _resolve(setting, run, output, None, None, {"clusters": "quantile"})
+            run_study(
+                folder,
+                {**config, "seed": 0},
+                num_experts=num_experts,
+                steps=steps,
+                extractor="none",
+                num_draws=32,
+            )
+    return Clusters.load(file)
+
+
+def _resolve(
+    setting: Setting,
+    run: Run,
+    output: Path,
+    data: str | None,
+    held_out: str | None,
+    options: dict,
+) -> dict:
+    if setting.data is not None:
+        data, held_out = (
+            f"npz:{path_of(output / 'data', setting.data, part)}" for part in ("train", "held_out")
+        )
+    every = setting.preset["training"]["steps"] // setting.points
+    config = training.resolve(
+        setting.preset,
+        data=data,
+        num_classes=setting.preset["model"]["backbone"]["num_classes"],
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        log_every=min(LOG_EVERY, every),
+        checkpoint_every=min(CHECKPOINT_EVERY, every),
+        keep_last=2,
+        validate_every=every if held_out else None,
+        validation_data=held_out,
+        validation_images=VALIDATION_IMAGES,
+        **options,
+    )
+    if held_out:
+        reported = {"clusters": "quantile", "num_clusters": REPORTED_CLUSTERS}
+        clusters = make_clusters(config["model"], reported)
+        config["validation"]["edges"] = clusters.get_config()["edges"]
+    config["training"]["sample_every"] = None
+    return config
+
+
+def train(
+    run: Run,
+    size: str,
+    output: Path,
+    data: str | None = None,
+    held_out: str | None = None,
+) -> None:
+    """Trains a run to its end and draws its samples, as far as that has not been done."""
+    setting, workdir = SIZES[size][run.setting], output / size / "runs" / run.name
+    measured = METHODS[run.method].measured_clusters
+    clusters = measured_clusters(run, size, output) if measured else None
+    config = configuration(run, size, output, data, held_out, clusters)
+    steps = config["training"]["steps"]
+    if training.Workdir(workdir).weights_step() == steps:
+        model, _ = training.load_run(workdir)  # it was interrupted after the last step
+    else:
+        _check_autoencoder(config)
+        keep = KeepSamples(workdir, steps // setting.points, setting.curve_samples)
+        model = training.train(config, workdir, [keep])
+    if not (workdir / "images" / "final.npz").is_file():
+        samples = Samples(training.Workdir(workdir).config(), workdir)
+        samples.write(model, "final", setting.final_samples)
+
+
+def _check_autoencoder(config: dict) -> None:
+    """Raises now, and not after hours, if the latents' autoencoder cannot be opened."""
+    source = open_source(config["data"])
+    if isinstance(source, LatentSource):
+        training.open_run_autoencoder({**config, "autoencoder": source.autoencoder})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", required=True, help="name of the run; see run.py --list")
+    parser.add_argument("--size", default="cpu", choices=SIZES)
+    parser.add_argument("--output", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--data", help="training images, where the setting names none")
+    parser.add_argument("--held_out", help="images held out, likewise")
+    options = parser.parse_args()
+    run = find_run(options.size, options.run)
+    try:
+        train(run, options.size, options.output, options.data, options.held_out)
+    except training.Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+
+
+if __name__ == "__main__":
+    main()

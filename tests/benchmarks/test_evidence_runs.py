@@ -1,0 +1,383 @@
+"""The table of runs, the program that works it off, and one run from its images to its record."""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from keras_cdiff import presets, training
+from keras_cdiff.data import open_source
+
+pytestmark = pytest.mark.backend_free
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "evidence.md").read_text()
+COMMANDS = [
+    tuple(shlex.split(line)[2:])
+    for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if "curriculum/run.py" in line
+]
+
+
+def dry_run(program, capsys, monkeypatch, *flags):
+    """The configurations that a command would train, by run."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *flags, "--dry_run"])
+    program.run.main()
+    lines = capsys.readouterr().out.splitlines()
+    return {config["run"]: config for config in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("size", ["smoke", "cpu", "gpu"])
+def test_all_methods_of_a_setting_have_one_budget_and_one_rate(program, size):
+    table = program.table.runs(size)
+    assert len({run.name for run in table}) == len(table)
+    assert len({run.name.replace("/", "_") for run in table}) == len(table)  # their logs
+    for name, setting in program.table.SIZES[size].items():
+        rate = setting.preset["training"]["learning_rate"]
+        ours = [run for run in table if run.setting == name]
+        assert {run.method for run in ours} == {*setting.methods}
+        for method, seeds in setting.methods.items():
+            at_rate = [r.seed for r in ours if r.method == method and r.learning_rate == rate]
+            assert at_rate == list(range(seeds))
+        others = [run for run in ours if run.learning_rate != rate]
+        assert {run.method for run in others} <= {next(iter(setting.methods))}
+        assert [run.learning_rate for run in others] == [
+            value for value in setting.learning_rates if value != rate
+        ]
+        assert not setting.learning_rates or rate in setting.learning_rates
+        assert setting.preset["training"]["steps"] % setting.points == 0
+
+
+def test_the_dry_run_of_the_comparison_shows_each_method(program, capsys, monkeypatch):
+    configs = dry_run(program, capsys, monkeypatch, "--only=emoji_edm/")
+    by_method = {name.split("/")[1]: config for name, config in configs.items()}
+    assert {*by_method} == {*program.table.SIZES["cpu"]["emoji_edm"].methods}
+    plain = by_method.pop("vanilla")
+    assert plain["curriculum"] is None
+    curricula = {name: config["curriculum"] for name, config in by_method.items()}
+    assert curricula.pop("vanilla_min_snr") is None
+    kinds = {name: c["kind"] for name, c in curricula.items() if c["kind"] != "paper"}
+    assert kinds == {"hard_to_easy": "hard_to_easy", "isolated": "isolated"}
+    assert "patience" not in curricula["fixed"]
+    assert curricula["difficulty"]["clusters"] == "those of a study"
+    assert curricula["curriculum"]["clusters"] == "quantile"
+    assert curricula["n20_tau200"]["num_clusters"] == 20
+    for name, config in by_method.items():
+        assert config["training"] == plain["training"]
+        assert config["validation"] == plain["validation"]
+        weighted = config["model"]["objective"]["config"].pop("weighting")["class_name"]
+        assert weighted == ("MinSNR" if "min_snr" in name else "EDMWeight")
+
+
+def test_the_clusters_are_those_of_the_paper(program, capsys, monkeypatch):
+    configs = dry_run(program, capsys, monkeypatch, "--only=emoji_ddpm")
+    curricula = {name.split("/")[1]: config["curriculum"] for name, config in configs.items()}
+    assert curricula["curriculum"]["clusters"] == "snr"
+    assert curricula["uniform"]["edges"] == [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]
+
+
+def test_the_page_says_what_the_results_do(program, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--check"])
+    with pytest.raises(SystemExit) as end:
+        program.report.main()
+    assert end.value.code == 0
+    figures = re.findall(r"\]\((evidence/\w+\.png)\)", PAGE)
+    assert figures
+    assert all((ROOT / "docs" / path).is_file() for path in figures)
+
+
+def test_the_page_has_commands_for_the_papers_settings():
+    assert {f for flags in COMMANDS for f in flags if f.startswith("--only=")} >= {
+        "--only=ffhq256",
+        "--only=imagenet256",
+        "--only=cifar10",
+    }
+    assert any("--size=gpu" in flags for flags in COMMANDS)
+
+
+@pytest.mark.parametrize("flags", COMMANDS, ids=" ".join)
+def test_each_command_of_the_page_can_be_tried(program, capsys, monkeypatch, flags):
+    configs = dry_run(program, capsys, monkeypatch, *flags)
+    size = next((f.split("=")[1] for f in flags if f.startswith("--size=")), "cpu")
+    only = tuple(next((f.split("=")[1] for f in flags if f.startswith("--only=")), "").split(","))
+    expected = [run.name for run in program.table.runs(size) if run.name.startswith(only)]
+    assert [*configs] == expected
+    if size != "paper":
+        return
+    for config in configs.values():
+        preset = presets.preset(config["preset"])
+        assert config["model"]["backbone"] == preset["model"]["backbone"] | {"dtype": "float32"}
+        assert preset["training"].items() <= config["training"].items()
+        if config["curriculum"] is not None:
+            assert preset["curriculum"].items() <= config["curriculum"].items()
+            assert config["curriculum"]["kind"] == "paper"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--size=huge",), "cpu, gpu, paper.*'huge'"),
+        (("--only=emoji_edm,cat",), "begin the name.*'cat'"),
+        (("--only=emoji_edm,",), "begin the name.*''"),
+        (("--jobs=0",), "at least 1.*jobs=0"),
+        (("--minutes=0",), "above 0.*minutes=0"),
+        (("--data=emoji",), "SETTING=SOURCE.*'emoji'"),
+        (("--data=dog=emoji",), "a setting of.*'dog=emoji'"),
+        (("--data=emoji_edm=emoji",), "images of its own.*--data=emoji_edm=emoji"),
+    ],
+)
+def test_bad_flags_are_named(program, capsys, monkeypatch, flags, message):
+    with pytest.raises(SystemExit):
+        dry_run(program, capsys, monkeypatch, *flags)
+    assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "--output must name"),
+        (("--output=nowhere",), r"data_sets.py --output=.*nowhere/data --names=cifar10 first"),
+        (("--output=nowhere", "--size=paper", "--only=ffhq"), "--data=ffhq256=latents:PATH"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_starts(
+    program, capsys, monkeypatch, tmp_path, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", *flags])
+    with pytest.raises(SystemExit):
+        program.run.main()
+    assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_results_of_another_budget_are_refused(program, capsys, monkeypatch, tmp_path):
+    (tmp_path / "results.jsonl").write_text(json.dumps(make_record("emoji_edm/a", steps=7)) + "\n")
+    monkeypatch.setattr(sys, "argv", ["run.py", f"--output={tmp_path}", "--list"])
+    with pytest.raises(SystemExit):
+        program.run.main()
+    assert re.search("another budget.*'steps': 7", capsys.readouterr().err.replace("\n", " "))
+
+
+def test_an_unknown_run_is_named(program):
+    with pytest.raises(ValueError, match=r"--size=cpu --list.*run='emoji'"):
+        program.table.find_run("cpu", "emoji")
+
+
+def make_record(run, **changes):
+    setting, method = run.split("/")
+    return {
+        "run": run,
+        "size": "cpu",
+        "data": "x.npz",
+        "setting": setting,
+        "method": method,
+        "seed": 0,
+        "learning_rate": 0.1,
+        "steps": 5,
+        "batch_size": 2,
+        "parameters": 6,
+        "seconds_per_step": 1.0,
+        "stages": [],
+        "curve": [{"step": 5}],
+        "curve_samples": 2,
+        "final": {},
+        "final_samples": 3,
+        "reference_images": 4,
+        "trained_by": "jax",
+        "measured_by": "jax",
+        "extractor": {},
+        "keras_cdiff": "1",
+        **changes,
+    }
+
+
+@pytest.fixture
+def table_program(tmp_path):
+    """run.py beside programs that only note that they were called; the run "s/bad" fails, and
+    "t/long" lasts until it is interrupted.
+    """
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in ("run", "workers", "records"):
+        shutil.copy(ROOT / "benchmarks" / "curriculum" / f"{name}.py", folder)
+    records = {name: make_record(name) for name in ("s/a", "s/bad", "t/long", "s/b")}
+    (folder / "data_sets.py").write_text("path_of = None")
+    (folder / "table.py").write_text(
+        textwrap.dedent(f"""
+        from types import SimpleNamespace
+        preset = {{"data": "emoji", "training": {{"steps": 5, "batch_size": 2}}}}
+        setting = SimpleNamespace(data=None, preset=preset, curve_samples=2, final_samples=3)
+        SIZES = {{"cpu": {{"s": setting, "t": setting}}}}
+        Run = SimpleNamespace
+        def runs(size):
+            return [Run(name=n, setting=n.split("/")[0]) for n in {[*records]}]
+        """)
+    )
+    called = """
+        import json, os, pathlib, signal, sys, time
+        flags = dict(f.removeprefix("--").split("=", 1) for f in sys.argv[1:])
+        output = pathlib.Path(flags.pop("output"))
+        signal.signal(signal.SIGTERM, lambda *_: (print("interrupted", flush=True), sys.exit(75)))
+        print(json.dumps([sys.argv[0].rpartition("/")[2], os.environ["KERAS_BACKEND"], flags]))
+        sys.stdout.flush()
+        """
+    (folder / "one_run.py").write_text(
+        textwrap.dedent(called)
+        + textwrap.dedent("""
+        if flags["run"] == "t/long" and not (output / "short").exists():
+            time.sleep(300)
+        sys.exit(flags["run"] == "s/bad")
+        """)
+    )
+    (folder / "measure.py").write_text(
+        textwrap.dedent(called)
+        + textwrap.dedent(f"""
+        with open(output / "results.jsonl", "a") as file:
+            file.write(json.dumps({records}[flags["run"]]) + "\\n")
+        """)
+    )
+    output = tmp_path / "output"
+    output.mkdir()
+    command = [sys.executable, folder / "run.py", f"--output={output}", "--jobs=2"]
+
+    def start(*flags):
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        del environment["KERAS_BACKEND"]
+        return subprocess.Popen([*command, *flags], env=environment, **streams)
+
+    return types.SimpleNamespace(start=start, output=output)
+
+
+def test_runs_are_worked_off_and_what_is_done_stays_done(table_program):
+    results = table_program.output / "results.jsonl"
+    process = table_program.start("--extractor=keras:x", "--held_out=s=emoji", "--reference=s=y")
+    until = time.monotonic() + 120.0
+    while not results.exists() or len(results.read_text().splitlines()) < 2:
+        assert time.monotonic() < until, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    words, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "4 runs, 0 of them done" in words
+    logs = {
+        path.stem: path.read_text().splitlines()
+        for path in (table_program.output / "cpu" / "logs").iterdir()
+    }
+    common = {"run": "s/a", "size": "cpu"}
+    assert [json.loads(line) for line in logs["s_a"]] == [
+        ["one_run.py", "jax", {**common, "held_out": "emoji"}],
+        ["measure.py", "tensorflow", {**common, "reference": "y", "extractor": "keras:x"}],
+    ]
+    assert len(logs["s_bad"]) == 1
+    assert logs["t_long"][-1] == "interrupted"
+
+    process = table_program.start("--minutes=0.02", "--only=t")
+    words, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "the same command goes on" in words
+
+    (table_program.output / "short").touch()
+    process = table_program.start()
+    words, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "4 runs, 2 of them done" in words
+    assert "failed: s/bad" in words
+    runs = [json.loads(line)["run"] for line in results.read_text().splitlines()]
+    assert runs == ["s/a", "s/b", "t/long"]
+    listed = table_program.start("--list").communicate(timeout=60)[0].splitlines()
+    assert listed == ["done  s/a", "      s/bad", "done  t/long", "done  s/b"]
+
+
+@pytest.fixture(scope="module")
+def small_run(program, tmp_path_factory):
+    """A run of the smallest size whose stages change, and the folder of its data."""
+    folder = tmp_path_factory.mktemp("evidence")
+    for _ in range(2):  # the second time there is nothing to do
+        program.data_sets.prepare("emoji", folder / "data")
+    options = {"num_clusters": 2, "patience": 1, "jit_compile": False}
+    staged = dataclasses.replace(program.methods.METHODS["curriculum"], options=options)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(program.methods.METHODS, "curriculum", staged)
+        yield program.table.find_run("smoke", "emoji_edm/curriculum/lr0.004/seed1"), folder
+
+
+def test_the_emoji_are_parted_once_and_for_all(small_run):
+    parts = [open_source(f"npz:{path}") for path in sorted((small_run[1] / "data").iterdir())]
+    assert [len(part) for part in parts] == [164, 1472]
+    images = {part[index]["image"].tobytes() for part in parts for index in range(len(part))}
+    everyone = open_source("emoji")
+    assert images == {everyone[index]["image"].tobytes() for index in range(len(everyone))}
+
+
+def test_an_interrupted_run_leaves_the_record_of_one_that_was_not(
+    program, small_run, extractor_file, tmp_path, signal_at, monkeypatch
+):
+    run, folder = small_run
+    extractor = f"keras:{extractor_file}"
+    records, images = [], []
+    for output in (tmp_path / "whole", tmp_path / "interrupted"):
+        output.mkdir()
+        (output / "data").symlink_to(folder / "data")
+        if output.name == "interrupted":
+            with pytest.raises(training.Interrupted), signal_at(18, signal.SIGTERM):
+                program.one_run.train(run, "smoke", output)
+        program.one_run.train(run, "smoke", output)
+        drawn = output / "smoke" / "runs" / run.name / "images"
+        images.append({path.name: path.read_bytes() for path in drawn.iterdir()})
+        records.append(program.measure.measure(run, "smoke", output, extractor))
+    assert [*map(sorted, images)] == [["00000015.npz", "00000030.npz", "final.npz"]] * 2
+    assert images[0] == images[1]
+    times = ("seconds_per_step", "training_seconds", "measuring_seconds")
+    record, resumed = ({k: v for k, v in r.items() if k not in times} for r in records)
+    assert record == resumed
+    assert all(records[0][name] > 0.0 for name in times)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["stages"] == [{"stage": 2, "step": 15}]
+    assert record["reference_images"] == 1472
+    assert record["final_samples"] == 32
+    assert record["data"] == "emoji_train.npz"
+    assert record["study_steps"] == 0
+    assert record["extractor"]["image_size"] == [8, 8]
+    assert all(len(point["cluster_loss"]) == 5 for point in record["curve"])
+    assert record["final"]["frechet_distance"] > 0.0
+
+    # What is there is not drawn again, and a lost set of samples is, the same.
+    def refuse(*_):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(program.one_run.Samples, "write", refuse)
+    program.one_run.train(run, "smoke", output)
+
+
+def test_samples_of_latents_are_compared_with_the_images_they_were_made_of(program, small_run):
+    run, folder = small_run
+    images = f"npz:{folder / 'data' / 'emoji_train.npz'}"
+    config = program.one_run.configuration(run, "smoke", folder)
+    setting = program.table.SIZES["smoke"][run.setting]
+    config["data"] = "latents:/nowhere"
+    config["autoencoder"] = {"images": images, "image_size": 24}
+    reference = program.measure._reference(config, setting, None)
+    assert (reference.name, len(reference)) == (images, 1472)
+    assert next(reference.batches(0, 2))[0].shape == (24, 24, 3)
+    assert program.measure._reference(config, setting, "emoji").name == "emoji"
+
+
+def test_a_method_of_measured_clusters_needs_them(program, tmp_path):
+    run = program.table.find_run("cpu", "emoji_edm/difficulty/lr0.004/seed0")
+    with pytest.raises(ValueError, match=r"a study has measured.*clusters=None"):
+        program.one_run.configuration(run, "cpu", tmp_path)
