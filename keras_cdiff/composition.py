@@ -21,21 +21,20 @@ class Composition:
                 else is an argument of the backbone, such as image_size, num_classes or dtype.
         """
         parts = {"augmentation": None, **presets.preset(name)["model"]}
-        class_name = parts["backbone"]["class_name"]
-        arguments = inspect.signature(getattr(backbones, class_name)).parameters
+        backbone = parts.pop("backbone")
+        arguments = inspect.signature(getattr(backbones, backbone["class_name"])).parameters
         for key, value in overrides.items():
-            if key in (*parts, "seed") and key != "backbone":
+            if key in (*parts, "seed"):
                 parts[key] = value
             elif key in arguments:
-                parts["backbone"][key] = value
+                backbone[key] = value
             else:
-                known = [part for part in parts if part not in ("backbone", "seed")]
                 raise ValueError(
-                    f"An override of preset {name!r} must be one of {', '.join(known)}, seed, or "
-                    f"an argument of {class_name}: {', '.join(arguments)}. "
+                    f"An override of preset {name!r} must be one of {', '.join(parts)}, seed, or "
+                    f"an argument of {backbone['class_name']}: {', '.join(arguments)}. "
                     f"Received: {key}={value!r}"
                 )
-        return cls.from_parts(parts)
+        return cls.from_parts({**parts, "backbone": backbone})
 
     @classmethod
     def from_parts(cls, parts: Mapping, seed: int | None = None) -> "Composition":

@@ -7,7 +7,6 @@ run.py starts it. It is a program of its own since on a CPU the backend that tra
 the one that sees images fastest.
 """
 
-import argparse
 import json
 import math
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from methods import METHODS
-from table import SIZES, Run, Setting, find_run
+from table import SIZES, Run, Setting, find_run, run_parser, workdir_of
 
 from keras_cdiff import training
 from keras_cdiff.data import open_source
@@ -45,7 +44,7 @@ def measure(
     """
     began = time.monotonic()
     method = METHODS[run.method]
-    setting, workdir = SIZES[size][run.setting], output / size / "runs" / run.name
+    setting, workdir = SIZES[size][run.setting], workdir_of(run, size, output)
     config = training.Workdir(workdir).config()
     network = open_extractor(extractor)
     evaluator = Evaluator(
@@ -131,10 +130,7 @@ def _stages(logs: list[dict]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", required=True, help="name of the run; see run.py --list")
-    parser.add_argument("--size", default="cpu", choices=SIZES)
-    parser.add_argument("--output", type=Path, required=True, help="folder of all runs")
+    parser = run_parser(__doc__)
     parser.add_argument("--reference", help="images to compare with, else the training images")
     parser.add_argument("--extractor", default="mobilenet_v2", help="as for apps/evaluate.py")
     options = parser.parse_args()

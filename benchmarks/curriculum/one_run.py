@@ -6,13 +6,12 @@
 run.py starts it. A repeated command goes on from the run's newest checkpoint.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from data_sets import path_of
 from methods import METHODS
-from table import SIZES, Run, Setting, find_run
+from table import SIZES, Run, Setting, find_run, run_parser, workdir_of
 
 from keras_cdiff import training
 from keras_cdiff.curriculum import Clusters
@@ -35,19 +34,27 @@ class Samples:
     """Draws the samples by which a run is measured: the same seeds and labels in every run, labels
     in the proportions of the training data, the preset's sampler and guidance.
 
-    They are kept as images, so that another extractor can be asked later without training.
+    They are kept as images, so that another extractor can be asked later without training. The
+    autoencoder of latents is opened at once, so that what it lacks is said before training.
 
     Args:
-        config: the run's configuration, as its workdir has it.
+        config: the run's configuration.
         workdir: its folder; the images go into its subfolder images.
     """
 
     def __init__(self, config: dict, workdir: Path):
-        self.config, self.folder = config, workdir / "images"
-        self.labels = open_source(config["data"]).labels()
+        source = open_source(config["data"])
+        if isinstance(source, LatentSource):
+            config = {**config, "autoencoder": source.autoencoder}
+        self.config, self.folder, self.labels = config, workdir / "images", source.labels()
+        self.autoencoder = training.open_run_autoencoder(config)
+
+    def path(self, name: str) -> Path:
+        """Returns where the samples of a name lie."""
+        return self.folder / f"{name}.npz"
 
     def write(self, model: object, name: str, num_samples: int) -> None:
-        """Writes images/NAME.npz."""
+        """Draws samples of a model and writes them."""
         label = None
         if model.num_classes:
             label = proportional_labels(self.labels, num_samples)
@@ -56,34 +63,27 @@ class Samples:
             num_samples,
             **training.sampling_settings(model, self.config, num_samples, label=label),
             batch_size=SAMPLES_AT_ONCE,
-            autoencoder=training.open_run_autoencoder(self.config, model),
+            autoencoder=self.autoencoder,
         )
-        write_batch_file(
-            self.folder / f"{name}.npz",
-            generated.batches(0, SAMPLES_AT_ONCE),
-            num_images=num_samples,
-        )
+        blocks = generated.batches(0, SAMPLES_AT_ONCE)
+        write_batch_file(self.path(name), blocks, num_images=num_samples)
 
 
 class KeepSamples(PeriodicCallback):
     """Writes samples now and then while a model trains.
 
     Args:
-        workdir: the run's folder.
+        samples: what draws them.
         every: training steps between two points of the curve.
         num_samples: samples of each.
     """
 
-    def __init__(self, workdir: Path, every: int, num_samples: int):
+    def __init__(self, samples: Samples, every: int, num_samples: int):
         super().__init__(every)
-        self.workdir, self.num_samples = workdir, num_samples
-        self._samples = None
+        self.samples, self.num_samples = samples, num_samples
 
     def act(self, step: int, logs: dict | None) -> None:
-        # Only now the workdir says of which autoencoder latents are.
-        config = training.Workdir(self.workdir).config()
-        self._samples = self._samples or Samples(config, self.workdir)
-        self._samples.write(self.model, f"{step:08d}", self.num_samples)
+        self.samples.write(self.model, f"{step:08d}", self.num_samples)
 
 
 def configuration(
@@ -179,34 +179,23 @@ def train(
     held_out: str | None = None,
 ) -> None:
     """Trains a run to its end and draws its samples, as far as that has not been done."""
-    setting, workdir = SIZES[size][run.setting], output / size / "runs" / run.name
+    setting, workdir = SIZES[size][run.setting], workdir_of(run, size, output)
     measured = METHODS[run.method].measured_clusters
     clusters = measured_clusters(run, size, output) if measured else None
     config = configuration(run, size, output, data, held_out, clusters)
-    steps = config["training"]["steps"]
-    if training.Workdir(workdir).weights_step() == steps:
-        model, _ = training.load_run(workdir)  # it was interrupted after the last step
-    else:
-        _check_autoencoder(config)
-        keep = KeepSamples(workdir, steps // setting.points, setting.curve_samples)
+    samples, steps = Samples(config, workdir), config["training"]["steps"]
+    if training.Workdir(workdir).weights_step() != steps:
+        keep = KeepSamples(samples, steps // setting.points, setting.curve_samples)
         model = training.train(config, workdir, [keep])
-    if not (workdir / "images" / "final.npz").is_file():
-        samples = Samples(training.Workdir(workdir).config(), workdir)
-        samples.write(model, "final", setting.final_samples)
-
-
-def _check_autoencoder(config: dict) -> None:
-    """Raises now, and not after hours, if the latents' autoencoder cannot be opened."""
-    source = open_source(config["data"])
-    if isinstance(source, LatentSource):
-        training.open_run_autoencoder({**config, "autoencoder": source.autoencoder})
+    elif samples.path("final").is_file():
+        return
+    else:
+        model, _ = training.load_run(workdir)  # it was interrupted after the last step
+    samples.write(model, "final", setting.final_samples)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", required=True, help="name of the run; see run.py --list")
-    parser.add_argument("--size", default="cpu", choices=SIZES)
-    parser.add_argument("--output", type=Path, required=True, help="folder of all runs")
+    parser = run_parser(__doc__)
     parser.add_argument("--data", help="training images, where the setting names none")
     parser.add_argument("--held_out", help="images held out, likewise")
     options = parser.parse_args()

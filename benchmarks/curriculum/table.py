@@ -1,10 +1,12 @@
 """The table of runs: each setting's methods, seed by seed, after those that tune its rate."""
 
+import argparse
 import dataclasses
+from pathlib import Path
 
 from settings import SIZES, Setting
 
-__all__ = ["SIZES", "Run", "Setting", "find_run", "runs"]
+__all__ = ["SIZES", "Run", "Setting", "find_run", "run_parser", "runs", "workdir_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,3 +48,21 @@ def find_run(size: str, name: str) -> Run:
         f"A run must be one of the table's, which run.py --size={size} --list shows. "
         f"Received: run={name!r}"
     )
+
+
+def workdir_of(run: Run, size: str, output: Path) -> Path:
+    """Returns the folder of a run within that of all runs."""
+    return output / size / "runs" / run.name
+
+
+def run_parser(words: str) -> argparse.ArgumentParser:
+    """Returns the flags of a program that works on one run.
+
+    Args:
+        words: what the program does, in the first line.
+    """
+    parser = argparse.ArgumentParser(description=words.split("\n")[0])
+    parser.add_argument("--run", required=True, help="name of the run; see run.py --list")
+    parser.add_argument("--size", default="cpu", choices=SIZES)
+    parser.add_argument("--output", type=Path, required=True, help="folder of all runs")
+    return parser

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXIT_INTERRUPTED = 75
+EXIT_INTERRUPTED = 75  # as training.EXIT_INTERRUPTED, without Keras in the process that waits
 # Which sources, given by setting, each program takes.
 GIVEN = {"one_run": ("data", "held_out"), "measure": ("reference",)}
 

@@ -209,7 +209,7 @@ def resolve(
 
     if weighting is not None:
         check_choice("weighting", weighting, WEIGHTINGS)
-        config["model"]["objective"]["config"]["weighting"] = dict(WEIGHTINGS[weighting])
+        config["model"]["objective"]["config"]["weighting"] = copy.deepcopy(WEIGHTINGS[weighting])
     config["curriculum"], edges = resolve_curriculum(
         config["model"], staging, curriculum, clusters, num_clusters, patience, stage_steps
     )

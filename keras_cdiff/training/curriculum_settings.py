@@ -62,19 +62,19 @@ def _find_clusters(
             f"`clusters` must be one of {', '.join(CLUSTERS)}, or the path of a JSON file that "
             f"`Clusters.save` wrote. Received: clusters={str(clusters)!r}"
         )
-    given = clusters if isinstance(clusters, Clusters) else Clusters.load(clusters)
-    if num_clusters not in (None, given.num_clusters):
+    found = clusters if isinstance(clusters, Clusters) else Clusters.load(clusters)
+    if num_clusters not in (None, found.num_clusters):
         raise ValueError(
-            f"The clusters that are given are {given.num_clusters}: leave their number out. "
+            f"The clusters that are given are {found.num_clusters}: leave their number out. "
             f"Received: clusters={str(clusters)!r}, num_clusters={num_clusters}"
         )
     schedule = keras.saving.deserialize_keras_object(model["schedule"])
-    given.check_coordinate(schedule.coordinate)
+    found.check_coordinate(schedule.coordinate)
     low, high = schedule.bounds
-    if given.edges[0] > low or given.edges[-1] < high:
+    if found.edges[0] > low or found.edges[-1] < high:
         raise ValueError(
             f"The clusters must cover the schedule's levels, {low:g} to {high:g}, or the rest would"
             " never be trained. "
-            f"Received: clusters from {given.edges[0]:g} to {given.edges[-1]:g}"
+            f"Received: clusters from {found.edges[0]:g} to {found.edges[-1]:g}"
         )
-    return given
+    return found
