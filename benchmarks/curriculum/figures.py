@@ -69,7 +69,7 @@ def plot_curves(results: Results, methods: Sequence[str], path: str | Path) -> N
         axes.fill_between(steps, *band, color=colour, alpha=0.15, linewidth=0)
     axes.set_yscale("log")
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatted("{x:.3g}")
+        formatted("{x:.4g}")
     _legend(figure)
     _save(figure, path)
 

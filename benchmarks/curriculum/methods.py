@@ -11,11 +11,13 @@ class Method:
         title: what the page calls it.
         options: the arguments.
         measured_clusters: whether its clusters come from a study of the setting.
+        unordered: the method of fixed stages whose steps it takes in random order, if any.
     """
 
     title: str
     options: dict
     measured_clusters: bool = False
+    unordered: str | None = None
 
 
 def _staged(num_clusters: int, patience: int, **options: object) -> dict:
@@ -45,6 +47,12 @@ METHODS = {
     "fixed": Method(
         "control: stages of fixed length",
         {"num_clusters": NUM_CLUSTERS, "stage_steps": FIXED_STEPS},
+    ),
+    # Whether it is their order that matters, or only how often each noise level is trained.
+    "unordered": Method(
+        "control: the steps of these stages in random order",
+        {"curriculum": "none"},
+        unordered="fixed",
     ),
     "hard_to_easy": Method(
         "control: hard to easy", _staged(NUM_CLUSTERS, PATIENCE, curriculum="hard_to_easy")

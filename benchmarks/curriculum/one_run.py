@@ -6,12 +6,14 @@
 run.py starts it. A repeated command goes on from the run's newest checkpoint.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 from data_sets import path_of
 from methods import METHODS
 from table import SIZES, Run, Setting, find_run, run_parser, workdir_of
+from unordered import UnorderedStages
 
 from keras_cdiff import training
 from keras_cdiff.curriculum import Clusters
@@ -20,7 +22,7 @@ from keras_cdiff.evaluation import GeneratedImages, proportional_labels
 from keras_cdiff.files import exclusive
 from keras_cdiff.periodic import PeriodicCallback
 from keras_cdiff.study import run_study
-from keras_cdiff.training.building import make_clusters
+from keras_cdiff.training.building import build_curriculum, make_clusters
 
 # Held-out images of the validation loss.
 VALIDATION_IMAGES = 128
@@ -185,8 +187,12 @@ def train(
     config = configuration(run, size, output, data, held_out, clusters)
     samples, steps = Samples(config, workdir), config["training"]["steps"]
     if training.Workdir(workdir).weights_step() != steps:
-        keep = KeepSamples(samples, steps // setting.points, setting.curve_samples)
-        model = training.train(config, workdir, [keep])
+        callbacks = [KeepSamples(samples, steps // setting.points, setting.curve_samples)]
+        if METHODS[run.method].unordered is not None:
+            ordered = dataclasses.replace(run, method=METHODS[run.method].unordered)
+            staged = build_curriculum(configuration(ordered, size, output, data, held_out))
+            callbacks.append(UnorderedStages(staged.clusters, staged.pacing.steps, run.seed))
+        model = training.train(config, workdir, callbacks)
     elif samples.path("final").is_file():
         return
     else:

@@ -34,7 +34,8 @@ class Results:
             controls, and those with another weighting of the loss.
         grid: number of clusters and patience by method, where several differ in nothing else.
         pairs: (method, what it is compared with).
-        tuning: final Frechet distance of the first method's seed 0, by learning rate.
+        tuning: final Frechet distance of seed 0 by learning rate, of each method that was tried
+            with several.
         record: any of the setting, for what all have in common.
     """
 
@@ -48,7 +49,7 @@ class Results:
     weights: list[str]
     grid: dict[str, tuple[int, int]]
     pairs: list[tuple[str, str]]
-    tuning: dict[float, float]
+    tuning: dict[str, dict[float, float]]
     record: dict
 
     @property
@@ -164,7 +165,7 @@ def tuning(records: Iterable[dict], method: str) -> dict[float, float]:
 
     Args:
         records: of one setting.
-        method: its first.
+        method: which.
     """
     found = {
         record["learning_rate"]: as_number(record["final"]["frechet_distance"])

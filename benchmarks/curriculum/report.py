@@ -11,13 +11,14 @@ of the page's name beside it. --check writes nothing and fails if the page is no
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import sections
 from figures import plan_figures
 from methods import METHODS
 from records import Results, by_method, read_results, tuning
+from summary import summary
 from table import SIZES
 
 from keras_cdiff.files import write_whole
@@ -90,14 +91,14 @@ def _setting_results(name: str, setting: object, records: Sequence[dict]) -> Res
         **groups,
         grid={m: (options[m]["num_clusters"], options[m]["patience"]) for m in grid},
         pairs=_pairs(first, groups, options),
-        tuning=tuning(records, first),
+        tuning={m: rates for m in methods if len(rates := tuning(records, m)) > 1},
         record=records[0],
     )
 
 
 def _pairs(first: str, groups: Mapping[str, list], options: Mapping) -> list[tuple[str, str]]:
     """What is compared: all with the first, a curriculum with the same weights without it, and a
-    curriculum with the controls of its clusters.
+    curriculum with the controls of its clusters, and stages in order with their steps in none.
     """
     measured = [method for group in groups.values() for method in group]
     pairs = [(m, first) for m in measured if m != first] if first in measured else []
@@ -105,17 +106,17 @@ def _pairs(first: str, groups: Mapping[str, list], options: Mapping) -> list[tup
     def staged(methods: Sequence[str], wanted: bool = True) -> list[str]:
         return [m for m in methods if (options[m].get("curriculum") != "none") == wanted]
 
-    def alike(option: str, methods: Sequence[str], others: Sequence[str]) -> list[tuple]:
-        return [
-            (m, other)
-            for other in others
-            for m in methods
-            if options[m].get(option) == options[other].get(option)
-        ]
+    def alike(kind: Callable, methods: Sequence[str], others: Sequence[str]) -> list[tuple]:
+        return [(m, other) for other in others for m in methods if kind(m) == kind(other)]
+
+    def clusters(method: str) -> tuple:
+        return options[method].get("clusters"), METHODS[method].measured_clusters
 
     weights = groups["weights"]
-    pairs += alike("weighting", staged(weights), staged(weights, False))
-    return pairs + alike("clusters", staged(groups["curricula"]), groups["controls"])
+    pairs += alike(lambda m: options[m].get("weighting"), staged(weights), staged(weights, False))
+    pairs += alike(clusters, staged(groups["curricula"]), staged(groups["controls"]))
+    orders = ((METHODS[method].unordered, method) for method in measured)
+    return pairs + [pair for pair in orders if pair[0] in measured]
 
 
 def generate(records: Sequence[dict], results: Sequence[Results], folder: str) -> dict[str, str]:
@@ -127,7 +128,7 @@ def generate(records: Sequence[dict], results: Sequence[Results], folder: str) -
         folder: of the figures, relative to the page.
     """
     return {
-        "summary": sections.summary(results),
+        "summary": summary(results),
         "figures": sections.figures(results, folder),
         "grid": sections.grid(results),
         "clusters": sections.clusters(results),

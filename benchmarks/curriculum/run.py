@@ -148,6 +148,8 @@ def dry_run(table: list[Run], options: argparse.Namespace) -> None:
         config = configuration(run, options.size, folder, data, held_out, clusters)
         if clusters:
             config["curriculum"] |= {"clusters": "those of a study", "edges": None}
+        if METHODS[run.method].unordered:
+            config["curriculum"] = {"kind": "unordered", "of": METHODS[run.method].unordered}
         print(json.dumps({"run": run.name, **config}, allow_nan=False))
 
 

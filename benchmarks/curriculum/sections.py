@@ -1,21 +1,14 @@
-"""The generated parts of docs/evidence.md, as Markdown."""
+"""The generated parts of docs/evidence.md but for the summary, as Markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from comparison import (
-    COVERAGE,
-    cluster_losses,
-    last_improvement,
-    mean_over_seeds,
-    paired_difference,
-    speed_up,
-    steps_to_last,
-)
+from comparison import cluster_losses, mean_over_seeds, paired_difference
 from figures import plan_figures
-from records import Results, curves, final_distances
-from wording import number, pace_words, percent, table, verdict, with_interval
+from records import Results, final_distances
+from summary import compared, full_range
+from wording import number, percent, table, with_interval
 
 NOTHING = "Nothing has been measured yet."
 
@@ -52,111 +45,31 @@ def settings(all_results: Sequence[Results]) -> str:
 
 
 def tuning(all_results: Sequence[Results]) -> str:
-    """Returns the table of learning rates that the first method was tuned by.
+    """Returns the table of learning rates that were tried.
 
     Args:
         all_results: one of each setting.
     """
     rows, remarks = [], []
     for results in all_results:
-        finite = {rate: d for rate, d in results.tuning.items() if math.isfinite(d)}
-        if len(results.tuning) < 2 or not finite:
-            continue
-        best = min(finite, key=finite.get)
         used = results.setting.preset["training"]["learning_rate"]
-        title = results.setting.title
-        cells = (f"{rate:g}: {number(d)}" for rate, d in results.tuning.items())
-        rows.append((title, ", ".join(cells), f"{best:g}", f"{used:g}"))
-        if best != used:
-            remarks.append(f"- {title}: the comparison uses {used:g}, not the best, {best:g}.")
-        if best in (min(results.tuning), max(results.tuning)):
-            remarks.append(f"- {title}: the best rate, {best:g}, is at the border of those tried.")
+        for method, distances in results.tuning.items():
+            finite = {rate: d for rate, d in distances.items() if math.isfinite(d)}
+            if not finite:
+                continue
+            best = min(finite, key=finite.get)
+            title = (results.setting.title, results.titles[method])
+            cells = (f"{rate:g}: {number(d)}" for rate, d in distances.items())
+            rows.append((*title, ", ".join(cells), f"{best:g}", f"{used:g}"))
+            remark = f"- {title[0]}, {title[1]}: the"
+            if best != used:
+                remarks.append(f"{remark} comparison uses {used:g}, not the best, {best:g}.")
+            if best in (min(distances), max(distances)):
+                remarks.append(f"{remark} best rate, {best:g}, is at the border of those tried.")
     if not rows:
         return "No second learning rate has been measured yet."
-    head = ("setting", "final Fréchet distance by learning rate, seed 0", "best", "used")
+    head = ("setting", "method", "final Fréchet distance by learning rate, seed 0", "best", "used")
     return "\n".join([table(head, rows), *([""] if remarks else []), *remarks])
-
-
-def summary(all_results: Sequence[Results]) -> str:
-    """Returns, for each setting, the distances of all methods and what the seeds can say of them.
-
-    Args:
-        all_results: one of each setting.
-    """
-    coverage = ", ".join(
-        f"{share:.0%} with {n}".replace("%", " %") for n, share in COVERAGE.items()
-    )
-    parts = [
-        "In brackets: 95 % percentile bootstrap intervals over seeds. Of so few seeds they are too "
-        f"narrow: they hold the true mean of normal numbers in {coverage} seeds. Differences are "
-        "paired: only seeds that both methods have, resampled together. Steps to it: those that a "
-        "method takes to the last distance on the curve of the setting's first method, and the "
-        "speed-up is the ratio of both; not reached means not within the budget. A method that is "
-        "no better and no worse does not reach it in about half of all cases, for the last "
-        "point tends to be the lowest. Minutes are steps times the time of a quiet step, which is "
-        "the same for all methods of a setting. Full range: when the last stage began.",
-    ]
-    for results in all_results:
-        first, runs, expected = results.first, results.runs, final_distances(results.baseline)
-        rows = []
-        for method in _compared(results):
-            distances = final_distances(runs[method])
-            kernel = mean_over_seeds(final_distances(runs[method], "kernel_distance"))
-            difference = None if method == first else paired_difference(distances, expected, True)
-            rows.append(
-                (
-                    _title(results, method),
-                    f"{len(runs[method])} of {results.setting.methods.get(method, 0)}",
-                    with_interval(mean_over_seeds(distances)),
-                    with_interval(kernel),
-                    with_interval(difference, percent),
-                    *_pace(results, method),
-                    _full_range(results, method),
-                )
-            )
-        head = ("method", "seeds", "Fréchet distance", "kernel distance")
-        against = ("difference to " + results.titles[first], "steps to it", "minutes", "speed-up")
-        columns = (*head, *against, "full range at step")
-        parts += ["", f"### {results.setting.title}", "", table(columns, rows), ""]
-        parts += _missing(results)
-        if results.baseline:
-            parts.append(_flatness(results))
-        parts.append("")
-        for method, other in results.pairs:
-            said = verdict(*(final_distances(runs[name]) for name in (method, other)))
-            parts.append(f"- {results.titles[method]}, against {results.titles[other]}: {said}")
-    return "\n".join(parts).strip()
-
-
-def _pace(results: Results, method: str) -> tuple[str, str, str]:
-    """Steps, minutes and speed-up to the first method's last distance."""
-    runs, baseline = results.runs[method], results.baseline
-    steps, minute = steps_to_last(runs, baseline), results.seconds_per_step / 60.0
-    return (
-        pace_words(steps, miss=math.inf),
-        pace_words(steps, lambda value: number(value * minute), miss=math.inf),
-        "" if method == results.first else pace_words(speed_up(runs, baseline)),
-    )
-
-
-def _title(results: Results, method: str) -> str:
-    """The title of a method, with what a study has cost before."""
-    runs = results.runs[method].values()
-    extra = max(record.get("study_steps", 0) for record in runs)
-    return results.titles[method] + (f" (found by {extra:,} steps of a study)" if extra else "")
-
-
-def _full_range(results: Results, method: str) -> str:
-    """The mean step at which the last stage was first logged."""
-    runs = results.runs[method].values()
-    curriculum = next(iter(runs)).get("curriculum")
-    if not curriculum:
-        return ""
-    stages = curriculum["num_clusters"] + (curriculum["kind"] == "isolated")
-    last = [record["stages"][-1] for record in runs]
-    if min(stage["stage"] for stage in last) < stages:
-        return f"never, ended in stage {min(stage['stage'] for stage in last)} of {stages}"
-    return f"{sum(stage['step'] for stage in last) / len(last):,.0f}"
 
 
 def grid(all_results: Sequence[Results]) -> str:
@@ -177,7 +90,7 @@ def grid(all_results: Sequence[Results]) -> str:
         cells = {}
         for method, place in results.grid.items():
             found = {seed: runs[method][seed] for seed in sorted(seeds)}
-            cells[place] = _grid_cell(found, results.baseline, _full_range(results, method))
+            cells[place] = _grid_cell(found, results.baseline, full_range(results, method))
         counts, patiences = (sorted({place[axis] for place in cells}) for axis in (0, 1))
         rows = [(f"N = {n}", *(cells.get((n, tau), "") for tau in patiences)) for n in counts]
         which = ", ".join(map(str, sorted(seeds)))
@@ -201,7 +114,7 @@ def clusters(all_results: Sequence[Results]) -> str:
     parts = []
     for results in all_results:
         rows, left_out = [], []
-        for method in _compared(results):
+        for method in compared(results):
             estimates = cluster_losses(results.runs[method], results.baseline)
             if not estimates:
                 left_out.append(results.titles[method])
@@ -283,27 +196,6 @@ def _words(value: str | dict) -> str:
     size = value["image_size"]
     seen = f" of {size[0]} x {size[1]} pixels, resized by {value['resize']}" if size else ""
     return f"{value['name']}{seen} ({value['version']})"
-
-
-def _compared(results: Results) -> list[str]:
-    """All methods but those that only fill the grid."""
-    groups = (*results.curricula, *results.controls, *results.weights)
-    return [method for method in groups if method in results.runs]
-
-
-def _missing(results: Results) -> list[str]:
-    names = [m for m in results.setting.methods if m not in results.runs]
-    titles = "; ".join(results.titles[name] for name in names)
-    return [f"Not measured yet: {titles}.", ""] if names else []
-
-
-def _flatness(results: Results) -> str:
-    steps, _ = curves(results.baseline)
-    change = percent(-last_improvement(results.baseline))
-    return (
-        f"Over the last fifth of the {steps[-1]:,.0f} steps the mean curve of "
-        f"{results.titles[results.first]} changed by {change}: what is near 0 % has flattened."
-    )
 
 
 def _grid_cell(runs: Mapping[int, dict], baseline: Mapping[int, dict], full_range: str) -> str:

@@ -30,6 +30,7 @@ def runs(size: str) -> list[Run]:
         rate = setting.preset["training"]["learning_rate"]
         first = next(iter(setting.methods))
         table += [Run(name, first, 0, value) for value in setting.learning_rates]
+        table += [Run(name, "curriculum", 0, value) for value in setting.curriculum_rates]
         for seed in range(max(setting.methods.values())):
             table += [Run(name, m, seed, rate) for m, n in setting.methods.items() if seed < n]
     return list(dict.fromkeys(table))

@@ -69,8 +69,9 @@ def pace_words(
     return f"{text}, not reached in {missed}" if missed else text
 
 
-def verdict(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:
-    """Returns what the seeds can say of a difference of distances.
+def verdict(values: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[str, str, str]:
+    """Returns what the seeds can say of a difference of distances: the difference, in how many
+    seeds it has which sign, and how often chance is as one-sided.
 
     Args:
         values: by seed.
@@ -78,20 +79,18 @@ def verdict(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:
     """
     estimate = paired_difference(values, baseline, relative=True)
     if estimate is None:
-        return "no seed in common, so no comparison."
+        return "no seed in common", "", ""
     if not math.isfinite(estimate.value):
-        return "no comparison, since a distance is not finite."
-    found = f"{with_interval(estimate, percent)}:"
+        return "a distance is not finite", "", ""
+    difference = with_interval(estimate, percent)
     if estimate.interval is None:
-        return f"{found} one seed allows no verdict."
+        return percent(estimate.value), "1 seed, no verdict", ""
     lower, higher, chance = one_sidedness(values, baseline)
     if max(lower, higher) < estimate.seeds:
-        return f"{found} lower in {lower} and higher in {higher} of {estimate.seeds} seeds."
-    word = "lower" if lower else "higher"
-    return (
-        f"{found} {word} in all {estimate.seeds} seeds; without any difference all would be on one "
-        f"side in {100.0 * chance:.0f} % of cases."
-    )
+        words = f"lower in {lower} and higher in {higher} of {estimate.seeds}"
+    else:
+        words = f"{'lower' if lower else 'higher'} in all {estimate.seeds}"
+    return difference, words, f"{100.0 * chance:.0f} %"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

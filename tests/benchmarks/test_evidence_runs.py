@@ -1,5 +1,6 @@
 """The table of runs, the program that works it off, and one run from its images to its record."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -14,9 +15,11 @@ import time
 import types
 from pathlib import Path
 
+import keras
 import pytest
 
 from keras_cdiff import presets, training
+from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import open_source
 
 pytestmark = pytest.mark.backend_free
@@ -51,11 +54,12 @@ def test_all_methods_of_a_setting_have_one_budget_and_one_rate(program, size):
         for method, seeds in setting.methods.items():
             at_rate = [r.seed for r in ours if r.method == method and r.learning_rate == rate]
             assert at_rate == list(range(seeds))
-        others = [run for run in ours if run.learning_rate != rate]
-        assert {run.method for run in others} <= {next(iter(setting.methods))}
-        assert [run.learning_rate for run in others] == [
-            value for value in setting.learning_rates if value != rate
-        ]
+        tried = {next(iter(setting.methods)): setting.learning_rates}
+        tried["curriculum"] = setting.curriculum_rates
+        for method in setting.methods:
+            others = [r.learning_rate for r in ours if r.method == method]
+            wanted = [value for value in tried.get(method, ()) if value != rate]
+            assert [value for value in others if value != rate] == wanted
         assert not setting.learning_rates or rate in setting.learning_rates
         assert setting.preset["training"]["steps"] % setting.points == 0
 
@@ -69,7 +73,7 @@ def test_the_dry_run_of_the_comparison_shows_each_method(program, capsys, monkey
     curricula = {name: config["curriculum"] for name, config in by_method.items()}
     assert curricula.pop("vanilla_min_snr") is None
     kinds = {name: c["kind"] for name, c in curricula.items() if c["kind"] != "paper"}
-    assert kinds == {"hard_to_easy": "hard_to_easy", "isolated": "isolated"}
+    assert kinds == {m: m for m in ("hard_to_easy", "isolated", "unordered")}
     assert "patience" not in curricula["fixed"]
     assert curricula["difficulty"]["clusters"] == "those of a study"
     assert curricula["curriculum"]["clusters"] == "quantile"
@@ -79,6 +83,55 @@ def test_the_dry_run_of_the_comparison_shows_each_method(program, capsys, monkey
         assert config["validation"] == plain["validation"]
         weighted = config["model"]["objective"]["config"].pop("weighting")["class_name"]
         assert weighted == ("MinSNR" if "min_snr" in name else "EDMWeight")
+
+
+def test_the_steps_of_stages_come_in_random_order_and_go_on_exactly(program, make_model):
+    clusters = Clusters([0.0, 0.5, 1.0, 8.0], coordinate="sigma")
+
+    def intervals(first, last, seed=0):
+        """The range of each step, of a run that stands at `first`."""
+        model = make_model()
+        model.iteration.assign(first)
+        unordered = program.unordered.UnorderedStages(clusters, 20, seed, block=5)
+        unordered.set_model(model)
+        unordered.on_train_begin()
+        seen = []
+        for batch in range(last - first):
+            seen.append(tuple(keras.ops.convert_to_numpy(model.noise_interval).tolist()))
+            unordered.on_train_batch_end(batch)
+        return seen
+
+    seen = intervals(0, 60)
+    partial = seen[:40]  # as many steps of each range as of two stages of 20
+    assert collections.Counter(partial) == {(1.0, 8.0): 20, (0.5, 8.0): 20}
+    assert set(seen[40:]) == {(0.0, 8.0)}
+    assert all(len(set(partial[start : start + 5])) == 1 for start in range(0, 40, 5))
+    assert partial != sorted(partial, reverse=True)
+    assert intervals(0, 17) + intervals(17, 45) + intervals(45, 60) == seen
+    assert intervals(0, 60, seed=1) != seen
+    for block in (0, 15):
+        with pytest.raises(ValueError, match=f"Received: block={block}, stage_steps=20"):
+            program.unordered.UnorderedStages(clusters, 20, block=block)
+
+
+def test_the_unordered_control_takes_the_steps_of_the_method_it_names(
+    program, monkeypatch, tmp_path
+):
+    seen = []
+    samples = types.SimpleNamespace(write=lambda *_: None)
+    monkeypatch.setattr(program.one_run, "Samples", lambda *_: samples)
+    monkeypatch.setattr(training, "train", lambda *arguments: seen.append(arguments))
+    for method in ("fixed", "unordered"):
+        run = program.table.Run("emoji_edm", method, 3, 4e-3)
+        program.one_run.train(run, "cpu", tmp_path)
+    (ordered, _, (_,)), (config, _, (_, control)) = seen
+    assert config["curriculum"] is None
+    assert (
+        control.clusters.edges.tolist() == Clusters(ordered["curriculum"]["edges"]).edges.tolist()
+    )
+    steps = ordered["curriculum"]["stage_steps"]
+    counts = collections.Counter(control.stages.tolist())
+    assert counts == dict.fromkeys((1, 2, 3, 4), steps // control.block)
 
 
 def test_the_clusters_are_those_of_the_paper(program, capsys, monkeypatch):
