@@ -368,6 +368,13 @@ def test_methods_are_grouped_and_compared_by_their_options(program, small, monke
     (results,) = program.report.gather([*records, record("mixed")], "cpu")
     assert results.controls == ["fixed", "mixed"]
     assert results.pairs[-1] == ("fixed", "mixed")
+    # Neither names clusters, but those of one are measured.
+    for name, measured in (("control", False), ("studied", True)):
+        method = program.methods.Method(name, {"patience": 9}, measured_clusters=measured)
+        monkeypatch.setitem(program.report.METHODS, name, method)
+        monkeypatch.setitem(program.report.SIZES["cpu"]["small"].methods, name, 3)
+    (results,) = program.report.gather([*records, record("control"), record("studied")], "cpu")
+    assert [pair for pair in results.pairs if "studied" in pair] == [("studied", "vanilla")]
     (results,) = program.report.gather(records, "cpu")
     assert results.curricula == ["vanilla", "snr"]
     assert (results.controls, results.weights) == (["fixed"], ["weighted", "both"])
