@@ -17,6 +17,7 @@ NEEDED = (
     *("run", "size", "setting", "method", "seed", "learning_rate"),
     *("parameters", "seconds_per_step", "stages", "final", "measured_by", "keras_cdiff"),
 )
+DIVERGED = 1.5  # times its lowest validation loss a diverged run has at its end
 
 Runs = Mapping[int, dict]  # the records of a method, by seed
 
@@ -158,6 +159,17 @@ def curves(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
     points = [record["curve"] for record in runs.values()]
     distances = [[as_number(point["frechet_distance"]) for point in curve] for curve in points]
     return np.array([point["step"] for point in points[0]], dtype=float), np.array(distances)
+
+
+def diverged(record: dict) -> bool:
+    """Whether a run's last validation loss is far above its lowest, or none.
+
+    Args:
+        record: of the run; one without validation losses tells nothing.
+    """
+    losses = [as_number(point["loss"]) for point in record["curve"] if "loss" in point]
+    lowest = min((loss for loss in losses if math.isfinite(loss)), default=0.0)
+    return bool(losses) and not losses[-1] <= DIVERGED * lowest
 
 
 def tuning(records: Iterable[dict], method: str) -> dict[float, float]:

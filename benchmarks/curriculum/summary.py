@@ -11,7 +11,7 @@ from comparison import (
     speed_up,
     steps_to_last,
 )
-from records import Results, curves, final_distances
+from records import DIVERGED, Results, curves, diverged, final_distances
 from wording import number, pace_words, percent, table, verdict, with_interval
 
 
@@ -61,7 +61,7 @@ def summary(all_results: Sequence[Results]) -> str:
         parts += _missing(results)
         if results.baseline:
             parts.append(_flatness(results))
-        parts.append("")
+        parts += ["", *_diverged(results)]
         pairs = [
             (
                 *(results.titles[name] for name in pair),
@@ -124,6 +124,19 @@ def _missing(results: Results) -> list[str]:
     names = [m for m in results.setting.methods if m not in results.runs]
     titles = "; ".join(results.titles[name] for name in names)
     return [f"Not measured yet: {titles}.", ""] if names else []
+
+
+def _diverged(results: Results) -> list[str]:
+    names = [
+        f"{results.titles[method]}, seed {seed}"
+        for method in compared(results)
+        for seed, record in results.runs[method].items()
+        if diverged(record)
+    ]
+    if not names:
+        return []
+    rule = f"their validation loss ended at more than {DIVERGED:g} times its lowest"
+    return [f"Diverged, but part of all numbers: {'; '.join(names)} ({rule}).", ""]
 
 
 def _flatness(results: Results) -> str:

@@ -199,6 +199,21 @@ def test_last_improvement(program):
     assert program.comparison.last_improvement(flat) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([0.9, 0.3, 0.2, 0.3], False),  # 1.5 times its lowest
+        ([0.9, 0.2, 0.8, 0.31], True),
+        ([0.9, None, 0.2, None], True),  # no longer finite
+        ([None], True),
+        ([], False),  # measured without held-out images
+    ],
+)
+def test_a_run_whose_loss_ends_far_above_its_lowest_diverged(program, losses, expected):
+    points = [{"step": s, "loss": loss} for s, loss in enumerate(losses)] or [{"step": 0}]
+    assert program.records.diverged({"curve": points}) is expected
+
+
 def test_losses_are_compared_by_cluster_with_the_same_weights_only(program):
     def with_loss(seed, losses, **fields):
         run = record(seed=seed, **fields)
@@ -459,6 +474,17 @@ def test_the_full_range_begins_with_the_last_stage(program, small, kind, cluster
     runs = [record("snr", seed, **each) for seed, each in enumerate(fields)]
     results = program.report.gather([record(), *runs], "cpu")
     assert cells(program.summary.summary(results))["SNR"][-1] == expected
+
+
+def test_what_diverged_is_named(program, small):
+    runs = some_records()
+    said = program.summary.summary(program.report.gather(runs, "cpu"))
+    assert "Diverged" not in said
+    worst = next(r for r in runs if r["method"] == "both" and r["seed"] == 1)
+    for point in worst["curve"]:
+        point["loss"] = point["step"] / 1000.0
+    said = program.summary.summary(program.report.gather(runs, "cpu"))
+    assert "\nDiverged, but part of all numbers: both, seed 1 (their validation loss" in said
 
 
 def test_times_and_versions(program):
