@@ -181,11 +181,16 @@ _COMPARISONS = {
         _RATES[1:2],
         steps=1 / 2,
     ),
-    # The first one's runs gone on: whether a lead is left when training takes longer.
-    "emoji_edm_long": Comparison(
-        "Emoji, DiT, EDM, longer", "emoji", "transformer", _EMOJI_EDM, _PAIR, 4e-3, (), steps=3
-    ),
 }
+# The same runs gone on, at the same rate: whether a lead is left when training takes longer.
+_COMPARISONS["emoji_edm_long"] = dataclasses.replace(
+    _COMPARISONS["emoji_edm"],
+    title="Emoji, DiT, EDM, longer",
+    methods=_PAIR,
+    learning_rates=(),
+    steps=3,
+    study=False,
+)
 
 
 def _compared(scale: Scale) -> dict[str, Setting]:
