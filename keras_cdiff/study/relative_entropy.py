@@ -11,6 +11,7 @@ from keras_cdiff.schedules import DiscreteSchedule, Schedule
 from keras_cdiff.study.marginals import consecutive, log_snr_slopes
 
 _BLOCK = 2048  # images at a time: memory does not grow with the data set
+_ROUNDING = 1e-12  # of a squared distance, by the squared lengths that it is computed from
 
 
 def relative_entropy(
@@ -143,7 +144,9 @@ class _Draws:
             total += np.sum(length)
             own, noise = np.split(self._both @ block.T, 2)
             excess = self.image_length[:, None] - length
-            distance = np.maximum(self.image_length[:, None] + length - 2.0 * own, 0.0)
+            lengths = self.image_length[:, None] + length
+            distance = lengths - 2.0 * own
+            distance[distance < _ROUNDING * lengths] = 0.0  # those of copies
             tilt = self.product[:, None] - noise
             here = np.flatnonzero((self.places >= start) & (self.places < start + len(block)))
             for values in (distance, tilt, excess):
