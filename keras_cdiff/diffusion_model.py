@@ -210,6 +210,9 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
             check_labels(labels, self.num_classes)
         if isinstance(x, dict) and isinstance(x.get("context"), np.ndarray):
             check_contexts(x["context"], self.context_width)
+        if self.compiled and not self.optimizer.built:
+            # If the first step made the optimizer's variables, TensorFlow would trace it twice.
+            self.optimizer.build(self.trainable_variables)
         return super().fit(x, y, *args, **kwargs)
 
     def batch(self, inputs: object) -> dict[str, Tensor]:
