@@ -113,7 +113,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["SongUNet", pytest.param("DhariwalUNet", marks=pytest.mark.exhaustive)]
+)
 def test_a_unet_trains_is_saved_and_draws_samples(name, batch, quick, tmp_path):
     model = DiffusionModel(
         NETWORKS[name](),

@@ -71,6 +71,8 @@ def fit_autoencoder(
         # TensorFlow runs convolutions faster without XLA on CPU.
         jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
     )
+    # If the first step made the optimizer's variables, TensorFlow would trace it twice.
+    model.optimizer.build(model.trainable_variables)
     try:
         model.fit(feed.batches(), steps_per_epoch=steps, shuffle=False, verbose=verbose)
     except Exception:

@@ -1,10 +1,8 @@
 """The apps, run as a user runs them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import keras
 import pytest
 
@@ -12,19 +10,22 @@ APPS = Path(__file__).parents[2] / "apps"
 
 
 @pytest.fixture(scope="session")
-def run_app():
+def run_app(tmp_path_factory):
     """A function: the app's name and its arguments -> the finished process, its output as text."""
 
     def run(name, *arguments):
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(APPS.parent), *sys.path])
-        return subprocess.run(
-            [sys.executable, APPS / f"{name}.py", *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return forked.run([APPS / f"{name}.py", *arguments], tmp_path_factory.mktemp("app"))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train_small(tmp_path_factory):
+    """A function: arguments of apps/train.py -> its finished process, for a tiny network."""
+    program = Path(__file__).parents[1] / "training" / "killed_run.py"
+
+    def run(*arguments):
+        return forked.run([program, *arguments], tmp_path_factory.mktemp("app"))
 
     return run
 

@@ -7,20 +7,19 @@ from keras_cdiff.training.configuration import DTYPE_POLICIES, WEIGHTINGS
 from keras_cdiff.training.curriculum_settings import CLUSTERS, CURRICULA
 
 
-def test_a_run_keeps_everything_in_its_workdir(tmp_path, run_app, backend, quick):
+def test_a_run_keeps_everything_in_its_workdir(tmp_path, train_small, backend, quick):
     workdir = tmp_path / "run"
     arguments = (
         f"--workdir={workdir}",
         backend,
         "--data=emoji",
-        "--image_size=4",
         "--steps=3",
         "--batch_size=4",
         "--num_clusters=2",
         f"--jit_compile={str(quick.get('jit_compile', 'auto')).lower()}",
         "--log_every=2",
     )
-    process = run_app("train", *arguments)
+    process = train_small(*arguments)
     assert process.returncode == 0, process.stderr
     assert "Curriculum stage 1/2 at iteration 0: sigma in [" in process.stdout
     assert "step 3/3  12 images  loss" in process.stdout
@@ -42,7 +41,7 @@ def test_a_run_keeps_everything_in_its_workdir(tmp_path, run_app, backend, quick
     records = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 3]
 
-    again = run_app("train", *arguments[:-1], "--log_every=1", "--seed=1")
+    again = train_small(*arguments[:-1], "--log_every=1", "--seed=1")
     assert again.returncode == 1
     assert "seed was 0 and is now 1" in again.stderr
     assert "log_every" not in again.stderr  # it may change

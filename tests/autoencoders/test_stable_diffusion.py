@@ -15,6 +15,9 @@ from keras_cdiff.autoencoders import open_autoencoder, stable_diffusion
 from keras_cdiff.weights.download import RemoteFile, fetch
 from keras_cdiff.weights.keras_networks import load_keras_weights
 
+# JAX compiles the networks for most of a minute.
+LONG_ON_JAX = [pytest.mark.exhaustive] * (keras.backend.backend() == "jax")
+
 # Found with TensorFlow, JAX and PyTorch alike.
 FINGERPRINT = "9c90752d1f2fac8c77d2b31dda3d9317b1e1569510f185c9bbe6450887fc672d"
 
@@ -54,6 +57,7 @@ def test_its_description(built):
     }
 
 
+@pytest.mark.exhaustive
 def test_it_runs_at_256_pixels(built):
     autoencoder = built[0]
     images = np.random.default_rng(0).uniform(-1, 1, (1, 256, 256, 3)).astype("float32")
@@ -66,9 +70,10 @@ def test_it_runs_at_256_pixels(built):
         assert 0.01 < values.std() < 2
 
 
-def test_means_and_images_are_those_of_keras_cv(built):
+@pytest.mark.parametrize("size", [pytest.param(64, marks=LONG_ON_JAX)])
+def test_means_and_images_are_those_of_keras_cv(built, size):
     autoencoder, encoder, decoder = built
-    images = np.random.default_rng(1).uniform(-1, 1, (1, 64, 64, 3)).astype("float32")
+    images = np.random.default_rng(1).uniform(-1, 1, (1, size, size, 3)).astype("float32")
     means = autoencoder.moments(images)[..., :4]
     np.testing.assert_allclose(means, encoder.predict(images, verbose=0), rtol=1e-4, atol=1e-5)
     decoded = autoencoder.decode(means)

@@ -15,12 +15,11 @@ from keras_cdiff.parameterizations import (
 )
 
 FILES = [
-    "edm_ddpmpp_uncond",
     "edm_ddpmpp_cond",
     "edm_ncsnpp_cond",
-    "edm_skip_uncond",
     "edm_adm_cond",
-    "edm_adm_iddpm",
+    pytest.param("edm_ddpmpp_uncond", marks=pytest.mark.exhaustive),
+    pytest.param("edm_adm_iddpm", marks=pytest.mark.exhaustive),
 ]
 PRECONDITIONINGS = {
     "EDMPrecond": EDMPreconditioning(),
@@ -89,7 +88,7 @@ def condition(network, data, augment=True):
     return told
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "edm_skip_uncond"])
 def test_output_is_that_of_the_official_network(official, name):
     network, data = official(name)
     x, level = last(data["in/x"]), data["in/noise_labels"]
@@ -99,7 +98,7 @@ def test_output_is_that_of_the_official_network(official, name):
         close(network(x, level, **told), last(data["out/raw_noaug"]), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "edm_skip_uncond"])
+@pytest.mark.parametrize("name", FILES)
 def test_level_embedding_is_the_official_one(official, name):
     network, data = official(name)
     level = ops.convert_to_tensor(data["in/noise_labels"])
@@ -109,7 +108,7 @@ def test_level_embedding_is_the_official_one(official, name):
     close(waves, data["out/sub_map_noise"], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "edm_skip_uncond"])
+@pytest.mark.parametrize("name", FILES)
 def test_every_preconditioned_network_denoises_as_the_official_one(official, name):
     network, data = official(name)
     tested = [kind for kind in PRECONDITIONINGS if f"in/{kind}/x" in data]
@@ -151,7 +150,11 @@ def randomise(network):
 
 
 @pytest.mark.parametrize(
-    ("make", "policy"), [(song, "mixed_bfloat16"), (dhariwal, "mixed_float16")]
+    ("make", "policy"),
+    [
+        (song, "mixed_bfloat16"),
+        pytest.param(dhariwal, "mixed_float16", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_conditions_and_output_are_float32_under_every_policy(make, policy):
     x, level, label, augment = inputs()
@@ -195,7 +198,7 @@ def test_configuration_builds_the_same_network(make):
     close(restored(x, level), ops.convert_to_numpy(network(x, level)), atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [song, dhariwal])
+@pytest.mark.parametrize("make", [song, pytest.param(dhariwal, marks=pytest.mark.exhaustive)])
 def test_dropout_is_active_in_training_alone_and_follows_its_seed(make):
     network = randomise(make(dropout=0.5))
     x, level, *_ = inputs()

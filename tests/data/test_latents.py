@@ -1,12 +1,11 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -188,18 +187,19 @@ def encode_slowly(folder):
 
 def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(store, tmp_path):
     folder = tmp_path / "killed"
-    program = (
+    program, output = tmp_path / "program.py", tmp_path / "output.txt"
+    program.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
         f"import test_latents; test_latents.encode_slowly({str(folder)!r})"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    process = forked.Program([program], output)
     while not (folder / "moments-00001.npy").exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, output.read_text()
         time.sleep(0.005)
     with pytest.raises(ValueError, match="another process"):
         encode(folder)
     process.kill()
-    process.communicate()
+    process.wait()
     assert not (folder / "index.json").exists()
     (folder / "writing-1-moments-00002.npy").write_bytes(b"what a killed process leaves")
     encode(folder)

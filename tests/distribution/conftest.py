@@ -2,31 +2,28 @@
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
-import keras
+import forked
 import pytest
 
 from keras_cdiff.distribution import Processes
 
 
 @pytest.fixture(scope="session")
-def launch():
+def launch(tmp_path_factory):
     """A function: a script of this folder and its arguments -> exit codes and outputs of as many
     processes of it as are wanted, which find each other on this machine. Each has as many virtual
     devices as are wanted; on TensorFlow it makes them itself, by DEVICES. An exact one rounds as
     this process does.
     """
 
-    def run(script, *arguments, processes=1, devices=1, timeout=240, exact=False):
-        command = [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)]
+    def run(script, *arguments, processes=1, devices=1, timeout=1800, exact=False):
+        command = [Path(__file__).parent / script, *arguments]
         variables = {
             **os.environ,
-            "KERAS_BACKEND": keras.backend.backend(),
             "OMP_NUM_THREADS": "1",  # the processes share the cores of one
             "DEVICES": str(devices),
         }
@@ -38,23 +35,21 @@ def launch():
             ports = _free_ports(processes)
             addresses = ",".join(f"localhost:{port}" for port in ports)
             variables["KERAS_DISTRIBUTION_JOB_ADDRESSES"] = addresses
+        folder = tmp_path_factory.mktemp("processes")
+        outputs = [folder / f"{number}.txt" for number in range(processes)]
         started = [
-            subprocess.Popen(
-                command,
-                env={**variables, **_numbered(number, processes)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            forked.Program(
+                command, output, environment={**variables, **_numbered(number, processes)}
             )
-            for number in range(processes)
+            for number, output in enumerate(outputs)
         ]
         deadline = time.monotonic() + timeout
         try:
-            outputs = [p.communicate(timeout=deadline - time.monotonic())[0] for p in started]
+            codes = [process.wait(deadline - time.monotonic()) for process in started]
         finally:
             for process in started:
                 process.kill()
-        return [process.returncode for process in started], outputs
+        return codes, [output.read_text() for output in outputs]
 
     return run
 
@@ -68,9 +63,9 @@ class OfThreads(Processes):
 
     def _exchange(self, message):
         self._messages[self.index] = message
-        self._barrier.wait(10)
+        self._barrier.wait(600)
         found = list(self._messages)
-        self._barrier.wait(10)
+        self._barrier.wait(600)
         return found
 
 
@@ -94,7 +89,7 @@ def in_threads():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(600)
         return results
 
     return run_all

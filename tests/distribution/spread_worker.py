@@ -106,7 +106,7 @@ def main(folder):
 
 if __name__ == "__main__":
     with (
-        distribution.connected(distribution.find_cluster(), 60.0) as connected,
+        distribution.connected(distribution.find_cluster()) as connected,
         distribution.spread(connected),
     ):
         own_index = connected.index

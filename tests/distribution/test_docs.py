@@ -1,12 +1,11 @@
 """docs/distributed.md, the files for clusters that it names, and the plan that it shows."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import keras
 import pytest
 
@@ -22,17 +21,14 @@ SLURM, KUBERNETES = (
 )
 
 
-def run(path, *arguments):
-    """The finished process of a program, its output as text."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
-    return subprocess.run(
-        [sys.executable, ROOT / path, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A function: a program and its arguments -> its finished process, the output as text."""
+
+    def start(path, *arguments):
+        return forked.run([ROOT / path, *arguments], tmp_path_factory.mktemp("run"))
+
+    return start
 
 
 def find_commands():
@@ -58,13 +54,13 @@ def test_there_is_a_command_for_each_engine_and_program():
 
 
 @pytest.mark.parametrize("flags", [flags for app, flags in COMMANDS if app == "train"])
-def test_commands_that_train_can_be_tried(flags):
+def test_commands_that_train_can_be_tried(run, flags):
     process = run("apps/train.py", *flags, "--dry_run")
     assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("app", ["sample", "evaluate", "encode", "study"])
-def test_other_programs_have_the_flags(app):
+def test_other_programs_have_the_flags(run, app):
     used = {flag.partition("=")[0] for name, flags in COMMANDS if name == app for flag in flags}
     used |= {"--job_addresses", "--num_processes", "--process_id"}
     known = set(
@@ -97,7 +93,7 @@ def test_the_manifest_fits_together():
 
 
 @pytest.fixture(scope="module")
-def plan():
+def plan(run):
     process = run("benchmarks/scaling_plan.py")
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
@@ -116,7 +112,7 @@ def test_the_plan_counts_the_parameters_of_the_network(plan):
     assert f"| DiT-S/2 | {count:,} |" in plan
 
 
-def test_the_plan_follows_its_formulas():
+def test_the_plan_follows_its_formulas(run):
     """By hand, for DiT-S/2 on 16 devices in twos: 256 tokens of 384, 12 blocks, float32."""
     arguments = "--sizes=s --devices=16 --model_devices=2 --images=1 --dtype_policy=float32"
     rows = run("benchmarks/scaling_plan.py", *shlex.split(arguments)).stdout.splitlines()[-2:]
@@ -130,7 +126,7 @@ def test_the_plan_follows_its_formulas():
 
 
 @pytest.mark.parametrize("flag", ["--sizes=xxl", "--model_devices=3", "--patch_size=3"])
-def test_a_bad_argument_is_named(flag):
+def test_a_bad_argument_is_named(run, flag):
     process = run("benchmarks/scaling_plan.py", flag)
     assert process.returncode == 2
     assert flag.partition("=")[0] in process.stderr

@@ -29,7 +29,7 @@ EXPERTS = {
 
 def run_two(launch, folder):
     """Runs the worker twice, and returns what both wrote and said."""
-    codes, outputs = launch("spread_worker.py", folder, processes=2, timeout=400, exact=True)
+    codes, outputs = launch("spread_worker.py", folder, processes=2, exact=True)
     assert codes == [0, 0], outputs
     written = [folder / str(index) / "result.json" for index in range(2)]
     return [

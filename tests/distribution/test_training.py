@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 
 import keras
 import numpy as np
@@ -14,7 +13,11 @@ from keras_cdiff.training.checkpoint import read_checkpoint
 
 BACKEND = keras.backend.backend()
 LAYOUTS = {
-    "jax": [("data", 2), ("data", 8), ("model", 8)],
+    "jax": [
+        ("data", 2),
+        pytest.param("data", 8, marks=pytest.mark.exhaustive),
+        ("model", 8),
+    ],
     "tensorflow": [("data", 2)],
     "torch": [],  # a device a process
 }[BACKEND]
@@ -25,13 +28,13 @@ STEPS = 20
 def config(tiny, npz, extractor_file):
     """A run whose curriculum passes through three stages in 20 steps, and which is evaluated."""
 
-    def make(steps=STEPS):
+    def make(steps=STEPS, jit_compile=BACKEND == "jax"):
         made = tiny(
             steps=steps,
             batch_size=8,
             horizontal_flip=True,
             num_clusters=3,
-            patience=3,
+            patience=2,
             log_every=1,
             checkpoint_every=5,
             keep_last=10,
@@ -42,7 +45,7 @@ def config(tiny, npz, extractor_file):
             validation_data=npz(),
             validation_images=4,
             global_clipnorm=1.0,
-            **({"jit_compile": "auto"} if BACKEND == "tensorflow" else {}),
+            jit_compile=jit_compile,
         )
         made["training"].update(learning_rate_schedule="constant", warmup_steps=0)
         return made
@@ -52,11 +55,11 @@ def config(tiny, npz, extractor_file):
 
 @pytest.fixture(scope="module")
 def write(config, tmp_path_factory):
-    """A function: steps -> the path of the configuration."""
+    """A function: steps, jit_compile -> the path of the configuration."""
 
-    def as_file(steps=STEPS):
+    def as_file(*arguments, **options):
         path = tmp_path_factory.mktemp("config") / "config.json"
-        path.write_text(json.dumps(config(steps)))
+        path.write_text(json.dumps(config(*arguments, **options)))
         return path
 
     return as_file
@@ -67,6 +70,16 @@ def alone(config, tmp_path_factory):
     """The workdir of a run on one device that nothing happened to."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     training.train(config(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def compiled(request, config, tmp_path_factory):
+    """The same, compiled by XLA, under which TensorFlow's random numbers are others."""
+    if BACKEND == "jax":
+        return request.getfixturevalue("alone")
+    workdir = tmp_path_factory.mktemp("compiled") / "run"
+    training.train(config(jit_compile="auto"), workdir)
     return workdir
 
 
@@ -103,15 +116,14 @@ if LAYOUTS:
 
     @pytest.mark.parametrize(("kind", "devices"), LAYOUTS)
     def test_virtual_devices_of_one_process(
-        kind, devices, launch, write, alone, tmp_path, read_log
+        kind, devices, launch, write, compiled, tmp_path, read_log
     ):
-        codes, (output,) = launch(
-            "train_worker.py", write(), tmp_path / "run", kind, devices=devices
-        )
+        path = write(jit_compile="auto")
+        codes, (output,) = launch("train_worker.py", path, tmp_path / "run", kind, devices=devices)
         assert codes == [0], output
         split = ", 4 for a copy of the model" if kind == "model" else ""
         assert f"{devices} devices of 1 process{split}, into" in output
-        assert_same(tmp_path / "run", alone, read_log)
+        assert_same(tmp_path / "run", compiled, read_log)
 
 
 def assert_killed(codes, outputs, index):
@@ -122,12 +134,11 @@ def assert_killed(codes, outputs, index):
     assert "error: Another process of this task has ended" in output
 
 
+@pytest.mark.exhaustive  # in the next one a process is killed, too
 def test_two_processes_of_which_one_is_killed(launch, write, alone, tmp_path, read_log):
     arguments = ("train_worker.py", write(), tmp_path / "run", "data")
-    began = time.monotonic()
     codes, outputs = launch(*arguments, 1, 13, processes=2)
     assert_killed(codes, outputs, 1)
-    assert time.monotonic() - began < 120
     assert max(tmp_path.glob("run/checkpoints/*")).name == "step_00000010.zip"
     codes, outputs = launch(*arguments, processes=2)
     assert codes == [0, 0], outputs

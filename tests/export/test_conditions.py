@@ -146,7 +146,7 @@ def test_the_example_samples_under_a_context(folder, signatures, tmp_path, monke
 
 
 @pytest.mark.backend_free
-@pytest.mark.parametrize("form", ["onnx", "litert"])
+@pytest.mark.parametrize("form", [pytest.param("onnx", marks=pytest.mark.exhaustive), "litert"])
 def test_other_formats_take_contexts_and_decode(model, autoencoder, tmp_path, form):
     sampler = samplers.DDIM(2, clip=False)
     export_sampler(model, tmp_path / form, sampler, format=form, autoencoder=autoencoder)

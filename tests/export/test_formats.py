@@ -22,14 +22,28 @@ pytestmark = pytest.mark.backend_free
 SAMPLERS = {"dit": samplers.DDIM(4, eta=0.5), "edm": samplers.DPMSolver(3)}
 
 
-@pytest.fixture(scope="module", params=["onnx", "litert"])
-def form(request):
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("onnx", "dit"),
+        ("litert", "edm"),
+        pytest.param(("onnx", "edm"), marks=pytest.mark.exhaustive),
+        pytest.param(("litert", "dit"), marks=pytest.mark.exhaustive),
+    ],
+    ids="-".join,
+)
+def form_and_kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=["dit", "edm"])
-def kind(request):
-    return request.param
+@pytest.fixture(scope="module")
+def form(form_and_kind):
+    return form_and_kind[0]
+
+
+@pytest.fixture(scope="module")
+def kind(form_and_kind):
+    return form_and_kind[1]
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def port(served):
 
 def post(port, request):
     address = f"http://localhost:{port}/v1/models/emoji:predict"
-    with urllib.request.urlopen(address, json.dumps(request).encode(), timeout=60) as answer:
+    with urllib.request.urlopen(address, json.dumps(request).encode(), timeout=600) as answer:
         return json.load(answer)
 
 

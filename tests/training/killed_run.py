@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import h5py
 import keras
 import numpy as np
@@ -86,11 +87,14 @@ class Life:
             "KILLED_RUN_FLUSH_SECONDS": str(flush_seconds),
             **(environment or {}),
         }
-        command = [sys.executable, __file__, f"--workdir={workdir}", *flags]
+        command = [__file__, f"--workdir={workdir}", *flags]
         self.began = time.monotonic()
+        if backend == keras.backend.backend():
+            self.process = forked.Program(command, output, environment=variables)
+            return
         with open(output, "ab") as file:
             self.process = subprocess.Popen(
-                command, env=variables, stdout=file, stderr=subprocess.STDOUT
+                [sys.executable, *command], env=variables, stdout=file, stderr=subprocess.STDOUT
             )
 
     def __enter__(self) -> "Life":
@@ -100,7 +104,7 @@ class Life:
         self.process.kill()
         self.process.wait()
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 300) -> bool:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 1800) -> bool:
         """Returns whether the condition came true before the process ended."""
         while not condition():
             if self.process.poll() is not None:
@@ -134,7 +138,7 @@ class Life:
         Raises:
             RuntimeError: if its exit code is another than expected, with the end of its output.
         """
-        code = self.process.wait(timeout=600)
+        code = self.process.wait(timeout=1800)
         if code != expected:
             output = self.output.read_text(errors="replace")[-3000:]
             raise RuntimeError(f"the run left with code {code}, not {expected}:\n{output}")

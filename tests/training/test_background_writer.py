@@ -15,7 +15,7 @@ def test_a_background_writer_saves_one_at_a_time_and_reports_errors(tmp_path):
     save = folder.save
 
     def slow(step, arrays, metadata):
-        assert release.wait(10)
+        assert release.wait(600)
         order.append((step, threading.current_thread() is threading.main_thread()))
         save(step, arrays, metadata)
 

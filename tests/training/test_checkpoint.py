@@ -3,12 +3,10 @@
 import errno
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 import zipfile
 
+import forked
 import ml_dtypes
 import numpy as np
 import pytest
@@ -239,11 +237,14 @@ def test_a_killed_writer_leaves_whole_checkpoints(tmp_path):
         "for step in range(1, 10**6):\n"
         "    folder.save(step, {'a': np.full(300_000, step)}, {})\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
-    folder, deadline = CheckpointFolder(tmp_path), time.monotonic() + 60
-    while len(folder.steps()) < 3 and time.monotonic() < deadline:
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    process = forked.Program([path, tmp_path / "run"], tmp_path / "output.txt")
+    folder = CheckpointFolder(tmp_path / "run")
+    while len(folder.steps()) < 3:
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()
         time.sleep(0.003)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     step, arrays, _ = folder.latest()
     assert step == folder.steps()[-1]

@@ -44,7 +44,7 @@ FORK = """
 with interruption.Interruption() as run:
     child = os.fork()
     if not child:
-        time.sleep(60)
+        time.sleep(600)
         os._exit(0)
     time.sleep(0.05)
     os.kill(child, signal.SIGTERM)
@@ -55,14 +55,14 @@ with interruption.Interruption() as run:
 HOLD = """
 with interruption.WorkdirLock(sys.argv[2]):
     say("locked")
-    time.sleep(60)
+    time.sleep(600)
 """
 
 HOLD_AND_FORK = """
 with interruption.WorkdirLock(sys.argv[2]):
     if os.fork() == 0:
         say(os.getpid())  # by now it has let go of the lock
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -105,7 +105,7 @@ def test_a_signal_ends_a_process_at_its_next_look_with_its_own_exit_code(start, 
     process = start(STEPS)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=600)
     assert (out, err, process.returncode) == (f"{number.name}\n", "", EXIT_INTERRUPTED)
 
 
@@ -119,13 +119,13 @@ def test_the_second_interrupt_ends_a_process_at_once(start):
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=600)
     assert "KeyboardInterrupt" in err
     assert process.returncode not in (0, EXIT_INTERRUPTED)
 
 
 def test_a_forked_child_can_be_ended(start):
-    out, _ = start(FORK).communicate(timeout=30)
+    out, _ = start(FORK).communicate(timeout=600)
     assert out == f"{int(signal.SIGTERM)}\nFalse\n"
 
 
@@ -190,7 +190,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(start, tmp_path):
     assert message.endswith(f"Received: workdir={str(workdir)!r}")
     with WorkdirLock(tmp_path):  # another folder's is another lock
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=600)
     with WorkdirLock(workdir) as lock:
         assert lock.file.read_text().startswith(f"process {os.getpid()} on ")
     assert lock.file.read_text() == ""
@@ -203,7 +203,7 @@ def test_a_lock_ends_with_its_process_and_not_with_a_forked_child(start, tmp_pat
         with pytest.raises(ValueError, match=f"process {process.pid} on "):
             WorkdirLock(tmp_path).__enter__()
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=600)
         with WorkdirLock(tmp_path):
             os.kill(child, 0)  # it lives
     finally:

@@ -15,7 +15,7 @@ from keras_cdiff.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.training.checkpoint import read_checkpoint, write_checkpoint
 from keras_cdiff.training.model_state import restore, snapshot
 
-OTHER = {"tensorflow": "torch", "jax": "torch", "torch": "jax"}
+OTHER = {"tensorflow": "jax", "jax": "torch", "torch": "jax"}
 
 
 @keras.saving.register_keras_serializable("model_state_tests")

@@ -132,7 +132,7 @@ def test_the_batch_that_built_a_model_does_not_matter():
 
 
 def test_the_version_is_the_same_in_another_process_of_another_backend():
-    other = "torch" if keras.backend.backend() != "torch" else "tensorflow"
+    other = "jax" if keras.backend.backend() != "jax" else "tensorflow"
     names: dict = {}
     exec(MODEL, names)
     extractor = from_model(names["make_model"]())
