@@ -24,8 +24,8 @@ CACHES = ROOT / ".venv" / "caches"  # compiled programs, kept from run to run
 
 # In the order in which they start: the longest first.
 PARTS = {
-    "jax": ("jax", "not backend_free"),
     "tensorflow": ("tensorflow", "not backend_free"),
+    "jax": ("jax", "not backend_free"),
     "torch": ("torch", "not backend_free"),
     "backend_free": ("tensorflow", "backend_free"),
 }
