@@ -87,6 +87,22 @@ def test_no_damage_goes_unnoticed(tmp_path):
     assert refused > len(copies) / 2
 
 
+def test_arrays_of_another_checkpoint_are_noticed(tmp_path):
+    """Though the archive itself is whole."""
+    path, other = tmp_path / "one.zip", tmp_path / "other.zip"
+    write_checkpoint(path, {"a": np.zeros(3)}, METADATA)
+    write_checkpoint(other, {"a": np.ones(3)}, METADATA)
+    with zipfile.ZipFile(path) as ours, zipfile.ZipFile(other) as theirs:
+        members = {name: ours.read(name) for name in ours.namelist()}
+        members["a.npy"], comment = theirs.read("a.npy"), ours.comment
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+        archive.comment = comment
+    with pytest.raises(DamagedCheckpoint, match="the checksum of 'a' is wrong"):
+        read_checkpoint(path)
+
+
 def test_other_files_are_refused_and_nothing_is_unpickled(tmp_path):
     class Bomb:
         def __reduce__(self):
