@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -200,6 +201,16 @@ def read_log():
         return [json.loads(line, parse_constant=refuse) for line in lines]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def run_program(tmp_path_factory):
+    """A function: a program and its arguments -> the finished process, its output as text."""
+
+    def run(path, *arguments):
+        return forked.run([path, *arguments], tmp_path_factory.mktemp("program"))
+
+    return run
 
 
 @pytest.fixture(scope="session")

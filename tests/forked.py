@@ -36,10 +36,6 @@ class Program:
         self._process.start()
         self.pid = self._process.pid
 
-    @property
-    def returncode(self):
-        return self._process.exitcode
-
     def poll(self):
         return self._process.exitcode
 

@@ -1,6 +1,5 @@
 """DiffusionModel: its losses against the official ones, its training on each backend, its state."""
 
-import forked
 import keras
 import numpy as np
 import pytest
@@ -390,7 +389,7 @@ def test_configuration_and_weights_survive_saving(make_model, batch, quick, tmp_
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_fresh_process_loads_what_was_saved(make_model, batch, quick, tmp_path):
+def test_a_fresh_process_loads_what_was_saved(make_model, batch, quick, tmp_path, run_program):
     model = make_model(seed=2)
     model.compile(keras.optimizers.Adam(1e-2), **quick)
     model.fit(*batch, batch_size=8, verbose=0)
@@ -410,7 +409,7 @@ estimates = [
 np.savez(f"{folder}/out.npz", estimates=estimates, iteration=int(model.iteration))
 """
     (tmp_path / "program.py").write_text(program)
-    process = forked.run([tmp_path / "program.py", tmp_path], tmp_path)
+    process = run_program(tmp_path / "program.py", tmp_path)
     assert process.returncode == 0, process.stderr
     out = np.load(tmp_path / "out.npz")
     assert out["iteration"] == 2

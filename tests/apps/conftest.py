@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import forked
 import keras
 import pytest
 
@@ -10,24 +9,16 @@ APPS = Path(__file__).parents[2] / "apps"
 
 
 @pytest.fixture(scope="session")
-def run_app(tmp_path_factory):
+def run_app(run_program):
     """A function: the app's name and its arguments -> the finished process, its output as text."""
-
-    def run(name, *arguments):
-        return forked.run([APPS / f"{name}.py", *arguments], tmp_path_factory.mktemp("app"))
-
-    return run
+    return lambda name, *arguments: run_program(APPS / f"{name}.py", *arguments)
 
 
 @pytest.fixture(scope="session")
-def train_small(tmp_path_factory):
+def train_small(run_program):
     """A function: arguments of apps/train.py -> its finished process, for a tiny network."""
     program = Path(__file__).parents[1] / "training" / "killed_run.py"
-
-    def run(*arguments):
-        return forked.run([program, *arguments], tmp_path_factory.mktemp("app"))
-
-    return run
+    return lambda *arguments: run_program(program, *arguments)
 
 
 @pytest.fixture(scope="session")

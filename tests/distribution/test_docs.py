@@ -5,7 +5,6 @@ import shlex
 import subprocess
 from pathlib import Path
 
-import forked
 import keras
 import pytest
 
@@ -22,13 +21,9 @@ SLURM, KUBERNETES = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(run_program):
     """A function: a program and its arguments -> its finished process, the output as text."""
-
-    def start(path, *arguments):
-        return forked.run([ROOT / path, *arguments], tmp_path_factory.mktemp("run"))
-
-    return start
+    return lambda path, *arguments: run_program(ROOT / path, *arguments)
 
 
 def find_commands():
