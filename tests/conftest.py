@@ -1,9 +1,11 @@
 """Shared fixtures: golden files of the official codes, tiny models, and runs of them."""
 
+import atexit
 import contextlib
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -12,6 +14,34 @@ import forked
 import keras
 import numpy as np
 import pytest
+
+forked.skip_graph_optimization()
+
+EXIT_STATUS = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """PyTorch runs a step as it is; the other backends compile it first, which takes longer."""
+    if keras.backend.backend() != "torch":
+        for item in items:
+            marks = {mark.name for mark in item.iter_markers()}
+            if "one_backend" in marks and "backend_free" not in marks:
+                item.add_marker("exhaustive")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.stash[EXIT_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """Ends the process at once: taking apart what it has compiled takes up to minutes."""
+    if EXIT_STATUS in config.stash:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[EXIT_STATUS])
 
 
 class Golden(dict):
@@ -121,31 +151,45 @@ def tiny(npz, quick):
 
 @pytest.fixture(scope="session")
 def make_model():
-    """A function: "edm" or "ddpm" -> a tiny DiT model of that process on 8 x 8 images."""
+    """A function: "edm", "ddpm" or "flow" -> a tiny model of that process on 8 x 8 images.
+
+    Its network is a `SmallNetwork`, or, if width or depth is given, a DiT of that size.
+    """
+    from small_network import SmallNetwork
+
     from keras_cdiff import DiffusionModel, backbones, ema, objectives, parameterizations, schedules
 
     default_average = ema.FixedDecay(0.9)
+    processes = {
+        "edm": (
+            schedules.EDM(),
+            parameterizations.EDMPreconditioning(0.5),
+            objectives.LogNormalSigma(),
+        ),
+        "ddpm": (
+            schedules.LinearBeta(100),
+            parameterizations.Epsilon(),
+            objectives.UniformTimesteps(100),
+        ),
+        "flow": (
+            schedules.RectifiedFlow(),
+            parameterizations.Velocity(),
+            objectives.LogitNormalTime(),
+        ),
+    }
 
     def make(kind="edm", *, seed=0, average=default_average, parameterization=None, **network):
-        network = {
-            "image_size": 8,
-            "width": 16,
-            "depth": 1,
-            "num_heads": 2,
-            "num_classes": 3,
-            **network,
-        }
-        if kind == "edm":
-            schedule, objective = schedules.EDM(), objectives.LogNormalSigma()
-            parameterization = parameterization or parameterizations.EDMPreconditioning(0.5)
-        else:
-            schedule, objective = schedules.LinearBeta(100), objectives.UniformTimesteps(100)
-            parameterization = parameterization or parameterizations.Epsilon()
+        schedule, usual, objective = processes[kind]
+        parameterization = parameterization or usual
+        network = {"image_size": 8, "channels": 3, "num_classes": 3, **network}
         if parameterization.learned_variance:
-            network["out_channels"] = 6
-        network = backbones.DiT(**network)
+            network["out_channels"] = 2 * network["channels"]
+        if network.keys() & {"width", "depth"}:
+            backbone = backbones.DiT(**{"width": 16, "depth": 1, "num_heads": 2, **network})
+        else:
+            backbone = SmallNetwork(**network)
         return DiffusionModel(
-            network, schedule, parameterization, objective, ema=average, seed=seed
+            backbone, schedule, parameterization, objective, ema=average, seed=seed
         )
 
     return make

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["keras_cdiff", "absl.app"])
+# Keras imports TensorFlow on each backend, at the first `get_config`.
+_context.set_forkserver_preload(["keras_cdiff", "absl.app", "tensorflow"])
 
 
 class Program:
@@ -69,6 +70,16 @@ def run(command, folder, environment=None):
     )
 
 
+def skip_graph_optimization():
+    """Lets TensorFlow run graphs as they are: optimizing one takes longer than a test runs it."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
 def _run(command, files, environment):
     """Does in the new process what `python COMMAND` does."""
     for descriptor, path in enumerate(files, start=1):
@@ -79,6 +90,7 @@ def _run(command, files, environment):
     os.environ.update(environment)
     sys.argv = command
     sys.path.insert(0, str(Path(command[0]).parent))
+    skip_graph_optimization()
     try:
         runpy.run_path(command[0], run_name="__main__")
     finally:

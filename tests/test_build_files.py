@@ -105,7 +105,7 @@ def find_faults(build, files, constraints):
 
     modules = {module_name(path): path for path in files if path.startswith("keras_cdiff/")}
     # A program finds what lies beside it, and tests may look there too.
-    folders = ("apps/", "benchmarks/curriculum/", "tests/forked.py")
+    folders = ("apps/", "benchmarks/curriculum/", "tests/forked.py", "tests/small_network.py")
     modules |= {Path(path).stem: path for path in files if path.startswith(folders)}
     for name, target in targets.items():
         reach = closure(name)

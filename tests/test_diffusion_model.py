@@ -162,29 +162,33 @@ def gradient(function, *values):
 @pytest.mark.parametrize("kind", ["edm", "ddpm"])
 def test_fit_lowers_the_loss(make_model, batch, quick, kind):
     model = make_model(kind)
-    model.compile(keras.optimizers.Adam(3e-3), **quick)
+    model.compile(keras.optimizers.SGD(0.1), **quick)
     before = model.evaluate(*batch, batch_size=16, verbose=0, return_dict=True)["loss"]
     images, labels = (np.concatenate([array] * 20) for array in batch)
-    history = model.fit(images, labels, batch_size=16, epochs=5, verbose=0).history
+    history = model.fit(images, labels, batch_size=16, epochs=3, verbose=0).history
     assert set(history) == {"loss", "batch_loss"}
-    assert history["loss"][-1] < 0.9 * before  # the mean of the last 20 of 100 steps
+    assert history["loss"][-1] < 0.7 * before  # the mean of the last 20 of 60 steps
 
 
-def test_every_form_of_input_trains(make_model, batch, quick):
+def test_every_form_of_input_trains(make_model, batch):
     images, labels = batch
     model = make_model()
-    model.compile(keras.optimizers.SGD(0.0), **quick)
-    for arguments in (
+    model.compile("sgd", run_eagerly=True)  # compiling takes longer, and is done for each form
+    forms = (
         (images,),
         (images, labels),
         ({"image": images},),
         ({"image": images, "label": labels},),
         ({"image": images}, labels),
         (images, labels.astype("int64")),
-    ):
-        loss = model.fit(*arguments, batch_size=8, verbose=0).history["loss"]
+    )
+    for arguments in forms:
+        before = model.backbone.get_weights()
+        loss = model.fit(*arguments, batch_size=16, verbose=0).history["loss"]
         assert np.all(np.isfinite(loss))
-    assert int(model.iteration) == 12
+        moved = [np.any(a != b) for a, b in zip(before, model.backbone.get_weights(), strict=True)]
+        assert moved == [True, True, True]  # an absent label is the null label
+    assert int(model.iteration) == len(forms)
 
 
 # torch.compile warns of its own deprecations, and that Keras' random generators break its graph.
@@ -217,8 +221,8 @@ def test_average_equals_its_definition(make_model, batch, quick):
     for average, start in zip(weights_of(model.ema_backbone), expected, strict=True):
         np.testing.assert_array_equal(average, start)
     model.compile(keras.optimizers.SGD(0.5), **quick)
-    for step in range(1, 5):
-        # Two fits of two steps: the second begins where the first ended.
+    for step in range(1, 4):
+        # Fits of one step each: every one begins where the last ended.
         model.fit(batch[0][:8], batch[1][:8], batch_size=8, verbose=0)
         decay = 0.5 ** (8 / max(min(40.0, 0.5 * 8 * (step - 1)), 1e-8))
         expected = [
@@ -271,7 +275,7 @@ def test_random_streams_of_steps_do_not_meet(make_model):
 
 def test_without_an_average_only_the_weights_answer(make_model, batch, quick):
     model = make_model(average=None)
-    model.compile(**quick)
+    model.compile("sgd", **quick)
     model.fit(*batch, batch_size=8, verbose=0)
     assert model.ema_backbone is None
     with pytest.raises(ValueError, match="use_ema=True"):
@@ -289,11 +293,17 @@ def test_noise_is_a_function_of_seed_and_iteration(make_model, batch, quick):
         model.fit(*data, batch_size=8, epochs=steps, verbose=0, shuffle=False)
         return model.get_weights()
 
-    whole, other = trained(3, 4), trained(4, 4)
-    resumed = trained(3, 2, start=trained(3, 2))
+    whole, resumed = trained(3, 4), trained(3, 2, start=trained(3, 2))
     for a, b in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert any(np.any(a != b) for a, b in zip(whole, other, strict=True))
+
+    def noise(seed):
+        drawn = make_model(seed=seed)({"image": batch[0]}, training=True)
+        return ops.convert_to_numpy(drawn["noise"])
+
+    first = noise(3)
+    np.testing.assert_array_equal(noise(3), first)
+    assert np.all(np.any(noise(4) != first, axis=(1, 2, 3)))
 
 
 @pytest.mark.parametrize(("kind", "interval"), [("edm", (0.4, 0.9)), ("ddpm", (20.0, 40.0))])
@@ -302,9 +312,10 @@ def test_training_stays_within_the_noise_interval(make_model, batch, quick, kind
     model.compile(keras.optimizers.SGD(0.0), **quick)
     model.track_clusters([0.0, *interval, 1000.0])
     model.noise_interval.assign(np.float32(interval))
-    model.fit(*batch, batch_size=16, epochs=5, verbose=0)
+    images, labels = (np.concatenate([array] * 5) for array in batch)
+    model.fit(images, labels, batch_size=16, verbose=0)
     counts = ops.convert_to_numpy(model.cluster_loss.count)
-    np.testing.assert_array_equal(counts, [0, 16, 0])
+    np.testing.assert_array_equal(counts, [0, 80, 0])
 
 
 def test_loss_per_cluster_is_the_mean_of_its_samples(make_model, batch):
@@ -328,10 +339,10 @@ def test_mixed_precision_keeps_levels_losses_and_averages_float32(make_model, ba
     for weight in model.weights:
         assert weight.dtype in ("float32", "int32", "int64")
     drawn = model({"image": batch[0]})
-    for name in ("level", "noise", "output"):
+    for name in ("level", "noise"):
         assert keras.backend.standardize_dtype(drawn[name].dtype) == "float32"
-    model.compile(keras.optimizers.Adam(1e-3), **quick)
-    history = model.fit(*batch, batch_size=8, epochs=3, verbose=0).history
+    model.compile("sgd", **quick)
+    history = model.fit(*batch, batch_size=8, verbose=0).history
     assert np.all(np.isfinite(history["loss"]))
     model.noise_interval.assign(np.float32([0.1, 999.0]))
     interval = ops.convert_to_numpy(model.noise_interval)
@@ -343,14 +354,12 @@ def test_mixed_precision_keeps_levels_losses_and_averages_float32(make_model, ba
 
 def test_guidance_moves_from_unconditional_to_conditional(make_model, batch):
     model = make_model()
-    rng = np.random.default_rng(1)
-    for weight in model.backbone.weights:  # the output starts at zero
-        weight.assign(ops.convert_to_numpy(weight) + 0.1 * rng.normal(size=weight.shape))
     x, label, level = batch[0], batch[1], 0.7
     conditional = ops.convert_to_numpy(model.denoise(x, level, label=label))
     null = ops.convert_to_numpy(model.denoise(x, level, label=np.full(16, 3)))
     unlabelled = ops.convert_to_numpy(model.denoise(x, level))
     np.testing.assert_allclose(null, unlabelled, atol=1e-6)
+    assert np.abs(conditional - null).max() > 0.01
     for scale in (0.0, 1.0, 2.5):
         guided = model.denoise(x, level, label=label, guidance=ops.convert_to_tensor(scale))
         expected = null + scale * (conditional - null)
@@ -368,7 +377,7 @@ def test_guidance_moves_from_unconditional_to_conditional(make_model, batch):
 
 def test_configuration_and_weights_survive_saving(make_model, batch, quick, tmp_path):
     model = make_model("ddpm", parameterization=Epsilon(learned_variance=True), seed=9)
-    model.compile(keras.optimizers.Adam(1e-3), **quick)
+    model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), **quick)
     model.fit(*batch, batch_size=8, verbose=0)
     model.save(tmp_path / "model.keras")
     copy = keras.saving.load_model(tmp_path / "model.keras")
@@ -378,7 +387,7 @@ def test_configuration_and_weights_survive_saving(make_model, batch, quick, tmp_
     # Optimizer and noise go on where they were.
     after = []
     for each in (model, copy):
-        each.fit(*batch, batch_size=16, verbose=0, shuffle=False)
+        each.fit(*batch, batch_size=8, verbose=0, shuffle=False)
         after.append(weights_of(each))
     for a, b in zip(*after, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
@@ -389,10 +398,15 @@ def test_configuration_and_weights_survive_saving(make_model, batch, quick, tmp_
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_fresh_process_loads_what_was_saved(make_model, batch, quick, tmp_path, run_program):
-    model = make_model(seed=2)
-    model.compile(keras.optimizers.Adam(1e-2), **quick)
-    model.fit(*batch, batch_size=8, verbose=0)
+def test_a_fresh_process_loads_what_was_saved(make_model, batch, tmp_path, run_program):
+    model = make_model(depth=1)  # a network that the other process knows
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.optimizer.build(model.trainable_variables)
+    rng = np.random.default_rng(1)
+    for network in (model.backbone, model.ema_backbone):  # whose outputs start at zero
+        for weight in network.weights:
+            weight.assign(ops.convert_to_numpy(weight) + 0.1 * rng.normal(size=weight.shape))
+    model.iteration.assign(2)
     model.save(tmp_path / "model.keras")
     images, labels = batch
     np.savez(tmp_path / "batch.npz", images=images, labels=labels)
@@ -452,9 +466,9 @@ def test_labels_need_a_conditional_network(make_model, batch, quick):
 
 
 def test_parts_that_do_not_fit_are_named(make_model):
-    from keras_cdiff import backbones, objectives, parameterizations, schedules
+    from keras_cdiff import objectives, parameterizations, schedules
 
-    network = backbones.DiT(8, width=16, depth=1, num_heads=2)
+    network = make_model().backbone
     edm, ddpm = schedules.EDM(), schedules.LinearBeta(100)
     log_normal, uniform = objectives.LogNormalSigma(), objectives.UniformTimesteps(100)
     epsilon, learned = Epsilon(), Epsilon(learned_variance=True)
@@ -494,3 +508,11 @@ def test_presets_are_built_with_overrides():
         DiffusionModel.from_preset("dit_emoji")
     with pytest.raises(ValueError, match="Received: widht=3"):
         DiffusionModel.from_preset("dit_emoji16", widht=3)
+
+
+def test_tensorflow_compiles_a_transformer_by_xla(make_model):
+    for model, preferred in ((make_model(depth=1), True), (make_model(), "auto")):
+        model.compile()
+        assert model.prefers_jit() == (preferred if BACKEND == "tensorflow" else "auto")
+        if BACKEND == "tensorflow":
+            assert model.jit_compile == (preferred is True)

@@ -9,7 +9,7 @@ import pytest
 
 from keras_cdiff import DiffusionModel, backbones, ema, objectives, parameterizations, schedules
 
-STEPS = 150
+STEPS = 60
 
 
 def dit(dtype):
@@ -57,14 +57,14 @@ def losses(make, rate, policy, batch, quick):
     return np.array(recorded.values)
 
 
-@pytest.mark.parametrize(("make", "rate"), [(dit, 4e-3), (edm, 1e-2)])
+@pytest.mark.parametrize(("make", "rate"), [(dit, 4e-3), (edm, 3e-2)])
 def test_half_precision_reaches_the_loss_of_single(make, rate, batch, quick):
     single = losses(make, rate, "float32", batch, quick)
-    assert np.mean(single[-50:]) < 0.7 * np.mean(single[:5])
+    assert np.mean(single[-20:]) < 0.8 * np.mean(single[:5])
     for policy in ("mixed_bfloat16", "mixed_float16"):
         half = losses(make, rate, policy, batch, quick)
         assert len(half) == STEPS
         assert np.isfinite(half).all()
         # The same noise and levels were drawn, so the curves may be compared step by step.
-        ratio = np.mean(half[-50:]) / np.mean(single[-50:])
+        ratio = np.mean(half[-20:]) / np.mean(single[-20:])
         assert ratio == pytest.approx(1.0, abs=0.05), policy

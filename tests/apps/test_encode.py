@@ -19,7 +19,7 @@ def images(tmp_path_factory):
     return f"npz:{path}"
 
 
-@pytest.mark.backend_free  # fits on every backend are tested beside `fit_autoencoder`
+@pytest.mark.one_backend  # fits on every backend are tested beside `fit_autoencoder`
 def test_a_small_autoencoder_is_fitted_and_encodes(run_app, backend, images, tmp_path):
     """And the command can be repeated."""
     command = (

@@ -29,6 +29,7 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.one_backend
 def test_a_run_is_evaluated_against_its_training_data(files, extractor_file, run_app, backend):
     arguments = (
         f"--workdir={files / 'run'}",

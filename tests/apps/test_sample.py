@@ -21,6 +21,7 @@ def workdir(tmp_path_factory):
     return folder.path
 
 
+@pytest.mark.one_backend
 def test_samples_of_a_run_are_written(workdir, tmp_path, run_app, backend):
     output = tmp_path / "output"
     process = run_app(
@@ -53,6 +54,7 @@ def test_samples_of_a_run_are_written(workdir, tmp_path, run_app, backend):
     np.testing.assert_allclose(written.astype(int), expected.astype(int), atol=1)
 
 
+@pytest.mark.one_backend
 def test_prompts_and_latents(tmp_path, run_app, backend, text_encoder, autoencoder):
     """Each prompt in turn, of a run on captioned latents; the encoder has moved since."""
     config = training.resolve("dit_latent_emoji64", num_classes=0, text_encoder="minilm:gone.npz")

@@ -102,6 +102,7 @@ def closed_form_count(width, depth, patch, channels, out_channels, tokens, class
     return patch_embedding + level + label + depth * block + final + tokens * width
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("patch", [2, 4, 8])
 @pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
 def test_published_sizes_have_their_number_of_weights(size, patch):

@@ -25,7 +25,9 @@ def numpy_weights(network):
     return {w.path.partition("/")[2]: ops.convert_to_numpy(w) for w in network.weights}
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.one_backend)]
+)
 def test_takes_the_same_steps(make_model, batch, policy, quick):
     images, labels = batch
 

@@ -43,6 +43,9 @@ def dhariwal(**overrides):
     return DhariwalUNet(**{**sizes, **options, **overrides})
 
 
+BOTH = [song, pytest.param(dhariwal, marks=pytest.mark.one_backend)]
+
+
 def inputs(seed=0):
     """Images, levels, labels with a null label of three classes, augmentation parameters."""
     generator = np.random.default_rng(seed)
@@ -134,7 +137,7 @@ def test_every_preconditioned_network_denoises_as_the_official_one(official, nam
             close(clean, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("make", [song, dhariwal])
+@pytest.mark.parametrize("make", BOTH)
 def test_starts_near_zero(make):
     network = make(num_classes=3, augment_features=9)
     x, level, label, augment = inputs()
@@ -153,7 +156,7 @@ def randomise(network):
     ("make", "policy"),
     [
         (song, "mixed_bfloat16"),
-        pytest.param(dhariwal, "mixed_float16", marks=pytest.mark.exhaustive),
+        pytest.param(dhariwal, "mixed_float16", marks=pytest.mark.one_backend),
     ],
 )
 def test_conditions_and_output_are_float32_under_every_policy(make, policy):
@@ -176,7 +179,7 @@ def test_conditions_and_output_are_float32_under_every_policy(make, policy):
     close(told["inputs"], embedded, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [song, dhariwal])
+@pytest.mark.parametrize("make", BOTH)
 def test_configuration_builds_the_same_network(make):
     options = {"num_classes": 3, "augment_features": 9, "label_dropout": 0.2}
     if make is song:
@@ -198,7 +201,7 @@ def test_configuration_builds_the_same_network(make):
     close(restored(x, level), ops.convert_to_numpy(network(x, level)), atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [song, pytest.param(dhariwal, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("make", BOTH)
 def test_dropout_is_active_in_training_alone_and_follows_its_seed(make):
     network = randomise(make(dropout=0.5))
     x, level, *_ = inputs()
@@ -211,12 +214,12 @@ def test_dropout_is_active_in_training_alone_and_follows_its_seed(make):
     assert np.abs(run(training=True) - run()).max() > 1e-3
 
 
-@pytest.mark.parametrize("make", [song, dhariwal])
+@pytest.mark.parametrize("make", BOTH)
 def test_resolutions_that_no_level_has_are_without_effect(make):
     assert len(make(attention_resolutions=(8, 5)).weights) == len(make().weights)
 
 
-@pytest.mark.parametrize("make", [song, dhariwal])
+@pytest.mark.parametrize("make", BOTH)
 def test_no_label_is_the_null_label(make):
     network = randomise(make(num_classes=3))
     x, level, label, _ = inputs()

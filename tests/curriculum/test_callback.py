@@ -8,7 +8,6 @@ from keras import ops
 from keras_cdiff import (
     CurriculumCallback,
     DiffusionModel,
-    backbones,
     objectives,
     parameterizations,
     schedules,
@@ -46,9 +45,8 @@ def train(model, batch, callbacks, epochs, batch_size=8):
     )
 
 
-@pytest.mark.parametrize("kind", ["edm", "ddpm"])
-def test_stages_follow_the_pacing_exactly(make_model, batch, quick, kind):
-    model = make_model(kind)
+def test_stages_follow_the_pacing_exactly(make_model, batch, quick):
+    model = make_model()
     model.compile(keras.optimizers.SGD(1e-3), **quick)
     clusters = quantile_clusters(model.objective, 4)
     curriculum = CurriculumCallback(clusters, PatiencePacing(2), verbose=0)
@@ -69,30 +67,24 @@ def test_stages_follow_the_pacing_exactly(make_model, batch, quick, kind):
 
 def test_a_stage_change_neither_recompiles_nor_resets(make_model, batch, quick):
     model = make_model()
-    model.compile(keras.optimizers.Adam(1e-3), **quick)
-    traces = []
-    call = model.backbone.call
-
-    def counted(*args, **kwargs):
-        traces.append(1)
-        return call(*args, **kwargs)
-
-    model.backbone.call = counted
+    model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), **quick)
     curriculum = CurriculumCallback(
         quantile_clusters(model.objective, 4), FixedPacing(2), verbose=0
     )
     train(model, batch, [curriculum], epochs=1)
-    after_one_epoch = len(traces)
+    after_one_epoch = model.backbone.num_calls
     assert curriculum.stage == 2
-    momenta = [ops.convert_to_numpy(v) for v in model.optimizer.variables]
+    momenta = [ops.convert_to_numpy(v) for v in model.optimizer.momentums]
     averages = [ops.convert_to_numpy(w) for w in model.ema_backbone.weights]
     model.optimizer.learning_rate = 0.0
-    train(model, batch, [curriculum], epochs=5)
+    train(model, batch, [curriculum], epochs=3)
     assert curriculum.stage == 4
-    steps = 10 if BACKEND == "torch" else 0  # eager PyTorch runs the Python code at every step
-    assert len(traces) == after_one_epoch + steps
-    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 12
-    assert any(np.any(m) for m in momenta)
+    steps = 6 if BACKEND == "torch" else 0  # eager PyTorch runs the Python code at every step
+    assert model.backbone.num_calls == after_one_epoch + steps
+    assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 8
+    for before, momentum in zip(momenta, model.optimizer.momentums, strict=True):
+        assert np.any(before)
+        np.testing.assert_allclose(ops.convert_to_numpy(momentum), 0.9**6 * before, rtol=1e-5)
     for before, average in zip(averages, model.ema_backbone.weights, strict=True):
         assert np.abs(before - ops.convert_to_numpy(average)).max() < 1e-2
 
@@ -105,26 +97,28 @@ REGIMES = {
 }
 
 
-@pytest.mark.parametrize(("order", "cumulative"), REGIMES)
-def test_every_regime_ends_with_the_whole_range(make_model, batch, quick, order, cumulative):
+def test_every_regime_ends_with_the_whole_range(make_model, batch, quick):
     model = make_model("ddpm")
     model.compile(keras.optimizers.SGD(0.0), **quick)
-    curriculum = CurriculumCallback(
-        uniform_clusters(model.schedule, 4), FixedPacing(1), order, cumulative, verbose=0
-    )
-    train(model, batch, [curriculum], epochs=4)
-    intervals = [tuple(record["interval"]) for record in curriculum.history]
-    assert intervals == REGIMES[order, cumulative]
-    assert tuple(ops.convert_to_numpy(model.noise_interval)) == (0.0, 100.0)
-    assert curriculum.stage == curriculum.num_stages
+    clusters = uniform_clusters(model.schedule, 4)
+    for (order, cumulative), intervals in REGIMES.items():
+        model.curriculum_state.assign([0.0] * 4)
+        curriculum = CurriculumCallback(clusters, FixedPacing(1), order, cumulative, verbose=0)
+        recorder = Recorder(curriculum)
+        train(model, batch, [curriculum, recorder], epochs=4, batch_size=16)
+        assert [tuple(record["interval"]) for record in curriculum.history] == intervals
+        # The first is in force until the first step is over.
+        assert recorder.intervals[: len(intervals) - 1] == intervals[1:]
+        assert recorder.intervals[-1] == (0.0, 100.0)
+        assert curriculum.stage == curriculum.num_stages
 
 
 def test_state_survives_saving_in_the_middle_of_a_stage(make_model, batch, quick, tmp_path):
     """Another callback saves mid-epoch, before the curriculum's own end of epoch."""
 
     class Save(keras.callbacks.Callback):
-        def on_train_batch_end(self, epoch, logs=None):
-            if epoch == 4:
+        def on_train_batch_end(self, batch, logs=None):
+            if int(ops.convert_to_numpy(self.model.iteration)) == 5:
                 self.model.save(tmp_path / "model.keras")
 
     def run(model, callbacks, epochs):
@@ -134,10 +128,20 @@ def test_state_survives_saving_in_the_middle_of_a_stage(make_model, batch, quick
         train(model, batch, [*callbacks, curriculum], epochs, batch_size=2)
         return curriculum
 
-    model = make_model()
-    model.compile(keras.optimizers.SGD(1e-3), **quick)
-    # Order matters to a naive curriculum: Save comes first, so step 4 is not yet counted in it.
-    curriculum = run(model, [Save()], epochs=1)
+    # Two halves equal the whole.
+    weights = []
+    for halves in ([4], [2, 2]):
+        keras.utils.set_random_seed(3)
+        model = make_model()
+        model.compile(keras.optimizers.SGD(1e-2), **quick)
+        for epochs in halves:
+            # Order matters to a naive curriculum: Save comes first, so a step is not yet counted.
+            curriculum = run(model, [Save()], epochs)
+        weights.append([ops.convert_to_numpy(w) for w in model.weights])
+    assert curriculum.stage > 1
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
     copy = keras.saving.load_model(tmp_path / "model.keras")
     saved = ops.convert_to_numpy(copy.curriculum_state)
     assert saved[0] >= 1
@@ -148,19 +152,6 @@ def test_state_survives_saving_in_the_middle_of_a_stage(make_model, batch, quick
     resumed.on_train_begin()
     assert resumed.stage == saved[0]
     np.testing.assert_array_equal(np.float32(resumed.pacing.state), saved[1:])
-
-    # Two halves equal the whole.
-    weights = {}
-    for halves in ([4], [2, 2]):
-        keras.utils.set_random_seed(3)
-        model = make_model()
-        model.compile(keras.optimizers.SGD(1e-2), **quick)
-        for epochs in halves:
-            curriculum = run(model, [], epochs)
-        weights[len(halves)] = [ops.convert_to_numpy(w) for w in model.weights]
-    assert curriculum.stage > 1
-    for a, b in zip(weights[1], weights[2], strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_checks_every_k_iterations(make_model, batch, quick):
@@ -177,7 +168,7 @@ def test_the_console_says_stage_interval_and_reason(make_model, batch, quick, ca
     model = make_model()
     model.compile(keras.optimizers.SGD(0.0), **quick)
     curriculum = CurriculumCallback([0.0, 0.5, np.inf], PatiencePacing(1))
-    train(model, batch, [curriculum], epochs=8)
+    train(model, batch, [curriculum], epochs=4)
     printed = capsys.readouterr().out
     assert "stage 1/2 at iteration 0: sigma in [0.5, inf) (training began)" in printed
     assert "sigma in [0, inf) (stage 1 ended: no improvement on" in printed
@@ -230,9 +221,8 @@ PROCESSES = {
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_clusters_of_every_continuous_process_cover_what_is_drawn(process):
-    network = backbones.DiT(8, width=8, depth=1, num_heads=2)
-    model = DiffusionModel(network, *PROCESSES[process], ema=None)
+def test_clusters_of_every_continuous_process_cover_what_is_drawn(make_model, process):
+    model = DiffusionModel(make_model().backbone, *PROCESSES[process], ema=None)
     partitions = [quantile_clusters(model.objective, n) for n in (5, 20)]
     partitions += [snr_clusters(model.schedule, n) for n in (5, 20)]
     for clusters in partitions:
@@ -247,14 +237,14 @@ def test_clusters_of_every_continuous_process_cover_what_is_drawn(process):
         model.curriculum_state.assign(np.zeros(4, "float32"))
 
 
-def test_a_flow_trains_under_the_curriculum(batch, quick):
-    network = backbones.DiT(8, width=16, depth=1, num_heads=2, num_classes=3)
-    model = DiffusionModel(network, *PROCESSES["flow"])
-    model.compile(keras.optimizers.Adam(1e-2), **quick)
+def test_a_flow_trains_under_the_curriculum(make_model, batch, quick):
+    model = make_model("flow")
+    model.compile(keras.optimizers.SGD(0.3), **quick)
     curriculum = CurriculumCallback(uniform_clusters(model.schedule, 3), FixedPacing(4), verbose=0)
     recorder = Recorder(curriculum)
     train(model, batch, [curriculum, recorder], epochs=20)
     assert recorder.intervals[0] == pytest.approx((2 / 3, 1.0))
     assert recorder.intervals[-1] == (0.0, 1.0)
-    # At much noise a blank network's loss is that of the noise and the image together.
-    assert np.mean(recorder.losses[-8:]) < 0.9 * recorder.losses[0]
+    # A blank network's loss is that of the noise and the image together.
+    blank = 1.0 + np.mean(np.square(batch[0]))
+    assert np.mean(recorder.losses[-8:]) < 0.95 * blank

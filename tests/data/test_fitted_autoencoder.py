@@ -1,5 +1,6 @@
 """An autoencoder is fitted once, to what was asked for, and kept beside the latents."""
 
+import functools
 import json
 
 import numpy as np
@@ -14,6 +15,11 @@ from keras_cdiff.files import exclusive, file_digest
 pytestmark = pytest.mark.backend_free
 
 
+@functools.cache
+def networks(seed):
+    return kl_networks(factor=2, channels=2, width=16, seed=seed)
+
+
 @pytest.fixture
 def fits(monkeypatch):
     """The seeds of the fits that were made; they take no time, and give drawn weights."""
@@ -22,7 +28,7 @@ def fits(monkeypatch):
     def fit(images, steps, seed):
         seeds.append(seed)
         assert next(iter(images))["image"].shape == (3, 8, 8, 3)
-        return Autoencoder(*kl_networks(factor=2, channels=2, width=16, seed=seed), 0.5, "kl")
+        return Autoencoder(*networks(seed), 0.5, "kl")
 
     monkeypatch.setattr(fitted_autoencoder, "fit_autoencoder", fit)
     return seeds

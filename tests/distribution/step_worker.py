@@ -43,8 +43,8 @@ def make_unet():
     model = DiffusionModel(
         network, *parts(), ema=ema.WarmupDecay(500), augmentation=augmentation.Augmentation(0.5)
     )
-    optimizer = keras.optimizers.AdamW(
-        1e-3, epsilon=1e-3, global_clipnorm=0.5, gradient_accumulation_steps=2
+    optimizer = keras.optimizers.SGD(
+        1e-2, momentum=0.9, global_clipnorm=0.5, gradient_accumulation_steps=2
     )
     return model, GuardedOptimizer(optimizer)
 

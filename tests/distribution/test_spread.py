@@ -14,6 +14,8 @@ from keras_cdiff.evaluation.extraction import extract
 from keras_cdiff.training.building import build_model
 from keras_cdiff.training.generation import decode
 
+pytestmark = pytest.mark.one_backend
+
 SAMPLING = {"num_samples": 5, "seed": 7, "label": [0, 1, 2, 0, 1], "batch_size": 2}
 ENCODING = {"batch_size": 2, "shard_size": 3, "progress": False}
 EXPERTS = {

@@ -137,7 +137,18 @@ def assert_killed(codes, outputs, index):
     assert "error: Another process of this task has ended" in output
 
 
-@pytest.mark.exhaustive  # in the next one a process is killed, too
+def test_one_of_two_processes_is_killed_and_one_alone_goes_on(
+    config, launch, write, alone, tmp_path, read_log
+):
+    arguments = ("train_worker.py", write(), tmp_path / "run", "data", 1, 13)
+    codes, outputs = launch(*arguments, processes=2)
+    assert_killed(codes, outputs, 1)
+    assert max(tmp_path.glob("run/checkpoints/*")).name == "step_00000010.zip"
+    training.train(config(), tmp_path / "run")
+    assert_same(tmp_path / "run", alone, read_log)
+
+
+@pytest.mark.exhaustive
 def test_two_processes_of_which_one_is_killed(launch, write, alone, tmp_path, read_log):
     arguments = ("train_worker.py", write(), tmp_path / "run", "data")
     codes, outputs = launch(*arguments, 1, 13, processes=2)
@@ -150,6 +161,7 @@ def test_two_processes_of_which_one_is_killed(launch, write, alone, tmp_path, re
     assert_same(tmp_path / "run", alone, read_log)
 
 
+@pytest.mark.exhaustive
 def test_from_one_process_to_two_and_back(config, launch, write, alone, tmp_path, read_log):
     """Without evaluations, which test_spread.py compares."""
     workdir = tmp_path / "run"

@@ -80,7 +80,7 @@ def test_a_source_has_only_so_many_images(photos, num_images):
 
 
 def test_sample_i_is_that_of_its_seed_and_label(make_model):
-    model = make_model()
+    model = make_model(depth=1)
     for weight in model.ema_backbone.trainable_variables + model.ema_backbone.weights:
         weight.assign(weight + 0.01)
     images = GeneratedImages(model, 5, Heun(2), seed=3, guidance=2.0, batch_size=2)

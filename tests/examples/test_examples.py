@@ -9,6 +9,8 @@ from PIL import Image
 from keras_cdiff import presets
 from keras_cdiff.diffusion_model import DiffusionModel
 
+pytestmark = pytest.mark.one_backend
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

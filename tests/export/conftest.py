@@ -43,8 +43,8 @@ def models(make_model):
         channel_multipliers=(1,),
     )
     networks = {
-        "dit": make_model("ddpm", parameterization=velocity),
-        "learned": make_model("ddpm", parameterization=learned),
+        "dit": make_model("ddpm", parameterization=velocity, depth=1),
+        "learned": make_model("ddpm", parameterization=learned, depth=1),
         "edm": unet,
     }
     return {name: randomise(model) for name, model in networks.items()}

@@ -32,11 +32,10 @@ def requirements_of(name):
     return found
 
 
-@pytest.fixture
-def tensorflow_alone(tmp_path):
+@pytest.fixture(scope="module")
+def tensorflow_alone(tmp_path_factory):
     """A folder of packages with what TensorFlow needs, except for Keras."""
-    folder = tmp_path / "packages"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("packages")
     for name in requirements_of("tensorflow") - {"keras"}:
         for file in importlib.metadata.files(name) or []:
             top = file.parts[0]
@@ -45,35 +44,45 @@ def tensorflow_alone(tmp_path):
     return folder
 
 
-def run_there(packages, folder, *command):
-    """What a program prints in a new process that finds only those packages."""
+SEEDS = [7, 8, 2**62, 0]
+
+# Both in one process, since TensorFlow takes seconds to be imported.
+PROGRAM = """
+import importlib.util, runpy, sys
+print([name for name in ("keras", "keras_cdiff", "numpy") if importlib.util.find_spec(name)])
+exec(sys.argv.pop(1))
+print(images.dtype, images.shape)
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def there(served, tensorflow_alone, card_code, tmp_path_factory):
+    """What the model card's program and the example print in a new process that finds only those
+    packages, and the folder in which they ran.
+    """
+    folder = tmp_path_factory.mktemp("there")
+    options = ("--seeds", *map(str, SEEDS), "--label=2", "--guidance=1.5")
+    programs = (PROGRAM, card_code(served, "assets.extra"), EXAMPLE)
     process = subprocess.run(
-        [sys.executable, "-S", *command],  # without the site's packages
-        env={"PYTHONPATH": str(packages), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        [sys.executable, "-S", "-c", *programs, served, *options],  # without the site's packages
+        env={"PYTHONPATH": str(tensorflow_alone), "TF_CPP_MIN_LOG_LEVEL": "3"},
         cwd=folder,
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    return process.stdout.strip()
+    return process.stdout.splitlines(), folder
 
 
-def test_it_needs_tensorflow_alone(served, tmp_path, tensorflow_alone, card_code):
-    absent = "import importlib.util as u; print([n for n in ('keras', 'keras_cdiff', 'numpy') if "
-    absent += "u.find_spec(n)])"
-    assert run_there(tensorflow_alone, tmp_path, "-c", absent) == "['numpy']"
-    program = card_code(served, "assets.extra") + "print(images.dtype, images.shape)"
-    printed = run_there(tensorflow_alone, tmp_path, "-c", program)
-    assert printed == "<dtype: 'uint8'> (4, 8, 8, 3)"
+def test_it_needs_tensorflow_alone(there):
+    assert there[0] == ["['numpy']", "<dtype: 'uint8'> (4, 8, 8, 3)"]
 
 
-def test_a_restart_changes_no_byte(served, tmp_path, tensorflow_alone):
-    seeds = [7, 8, 2**62, 0]
+def test_a_restart_changes_no_byte(served, there):
     sample = tf.saved_model.load(str(served)).signatures["sample"]
     here = sample(
-        seeds=tf.constant(seeds, tf.int64), label=tf.fill([4], 2), guidance=tf.constant(1.5)
+        seeds=tf.constant(SEEDS, tf.int64), label=tf.fill([4], 2), guidance=tf.constant(1.5)
     )["images"].numpy()
-    options = ("--seeds", *map(str, seeds), "--label=2", "--guidance=1.5")
-    run_there(tensorflow_alone, tmp_path, EXAMPLE, served, *options)
-    for seed, image in zip(seeds, here, strict=True):
-        np.testing.assert_array_equal(Image.open(tmp_path / f"sample_{seed}.png"), image)
+    for seed, image in zip(SEEDS, here, strict=True):
+        np.testing.assert_array_equal(Image.open(there[1] / f"sample_{seed}.png"), image)

@@ -23,6 +23,7 @@ def model(make_model):
     model = make_model(
         "ddpm",
         parameterization=Velocity(),
+        depth=1,
         image_size=4,
         channels=4,
         num_classes=0,

@@ -30,8 +30,8 @@ SAMPLERS = {
     "dpm_solver": samplers.DPMSolver(8),
     "ddpm": samplers.DDPM(3),
 }
-CASES = [("dit", "ddim"), ("edm", "heun"), ("edm", "dpm_solver"), ("learned", "ddpm")]
-MORE_CASES = [("dit", "heun"), ("dit", "dpm_solver"), ("edm", "ddim")]
+CASES = [("dit", "ddim"), ("edm", "heun"), ("learned", "ddpm")]
+MORE_CASES = [("dit", "heun"), ("dit", "dpm_solver"), ("edm", "ddim"), ("edm", "dpm_solver")]
 GUIDED = Guidance(2.0, interval=(0.0, 50.0))
 
 EXPORT_BUNDLES = """

@@ -6,15 +6,15 @@ TensorFlow's own messages.
 """
 
 import concurrent.futures
+import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import forked
 import grpc
 import numpy as np
 import pytest
@@ -42,39 +42,33 @@ def images(served, request_):
     return task(**inputs)["images"].numpy()
 
 
-def test_tensorflows_command_line_runs_it(served, request_, images, tmp_path):
+def test_tensorflows_command_line_runs_it(served, request_, images, tmp_path, run_program):
     dtypes, files = {"seeds": "int64", "label": "int32", "guidance": "float32"}, {}
     for name, dtype in dtypes.items():
         files[name] = tmp_path / f"{name}.npy"
         np.save(files[name], np.array(request_["inputs"][name], dtype))
     inputs = ";".join(f"{name}={path}" for name, path in files.items())
-    process = subprocess.run(
-        [
-            *(sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run"),
-            *("--dir", served, "--tag_set", "serve", "--outdir", tmp_path),
-            *("--signature_def", request_["signature_name"], "--inputs", inputs),
-        ],
-        capture_output=True,
-        text=True,
+    process = run_program(
+        importlib.util.find_spec("tensorflow.python.tools.saved_model_cli").origin,
+        *("run", "--dir", served, "--tag_set", "serve", "--outdir", tmp_path),
+        *("--signature_def", request_["signature_name"], "--inputs", inputs),
     )
     assert process.returncode == 0, process.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), images)
 
 
 @pytest.fixture(scope="module")
-def port(served):
+def port(served, tmp_path_factory):
     """The port of the example's server."""
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "examples" / "serve_export.py", served, "--port=0"],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    yield int(process.stdout.readline().split()[-1])
+    output = tmp_path_factory.mktemp("server") / "output.txt"
+    program = ROOT / "examples" / "serve_export.py"
+    process = forked.Program([program, served, "--port=0"], output, output.with_name("errors.txt"))
+    while not (output.exists() and output.read_text().endswith("\n")):
+        assert process.poll() is None, output.with_name("errors.txt").read_text()
+        time.sleep(0.02)
+    yield int(output.read_text().split()[-1])
     process.kill()
     process.wait()
-    process.stdout.close()
 
 
 def post(port, request):

@@ -1,72 +1,26 @@
-"""A small network and exact denoisers for the samplers' tests."""
+"""Small models and exact denoisers for the samplers' tests."""
 
 import math
 
 import keras
 import numpy as np
 import pytest
-from keras import ops
 
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.ema import FixedDecay
-from keras_cdiff.objectives import LogitNormalTime, LogNormalSigma, UniformTimesteps
-from keras_cdiff.parameterizations import EDMPreconditioning, Epsilon, Velocity
-from keras_cdiff.schedules import EDM, LinearBeta, RectifiedFlow
-
-
-@keras.saving.register_keras_serializable("samplers_tests")
-class SmallNetwork(keras.Model):
-    """Mixes channels, level, label and context; counts how often Python runs it."""
-
-    def __init__(self, image_size=4, channels=4, out_channels=None, num_classes=3, dtype=None):
-        super().__init__(dtype=dtype, autocast=False)
-        self.image_size = image_size
-        self.channels = channels
-        self.out_channels = out_channels or channels
-        self.num_classes = num_classes
-        self.mix = keras.layers.Dense(self.out_channels, dtype=dtype)
-        self.mix.build((None, channels + 1))
-        if num_classes:
-            self.embedding = keras.layers.Embedding(num_classes + 1, self.out_channels, dtype=dtype)
-            self.embedding.build()
-        self.built = True
-        self.num_calls = 0
-
-    def call(self, x, level, label=None, context=None, augment=None, training=False):
-        self.num_calls += 1
-        told = ops.sin(ops.reshape(level, (-1, 1, 1, 1)))
-        told = ops.broadcast_to(told, (*ops.shape(x)[:3], 1))
-        output = ops.cast(self.mix(ops.concatenate([x, told], axis=-1)), "float32")
-        if label is not None:
-            output = output + self.embedding(label)[:, None, None, :]
-        if context is not None:
-            output = output + ops.mean(context, axis=(1, 2))[:, None, None, None]
-        return output
-
-    def get_config(self):
-        return {
-            "image_size": self.image_size,
-            "channels": self.channels,
-            "out_channels": self.out_channels,
-            "num_classes": self.num_classes,
-            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
-        }
+from keras_cdiff.parameterizations import Epsilon
 
 
 @pytest.fixture
-def small_model():
-    """A function that builds a compiled small model: kind "timesteps", "edm" or "flow"."""
+def small_model(make_model):
+    """A function that builds a compiled small model of 4 x 4 latents: "ddpm", "edm" or "flow"."""
 
-    def build(kind="timesteps", ema=0.5, learned_variance=False, **network):
-        if learned_variance:
-            network["out_channels"] = 2 * network.get("channels", 4)
-        parts = {
-            "timesteps": (LinearBeta(100), Epsilon(learned_variance), UniformTimesteps(100)),
-            "edm": (EDM(), EDMPreconditioning(), LogNormalSigma()),
-            "flow": (RectifiedFlow(), Velocity(), LogitNormalTime()),
-        }[kind]
-        average = None if ema is None else FixedDecay(ema)
-        model = DiffusionModel(SmallNetwork(**network), *parts, ema=average)
+    def build(kind="ddpm", ema=0.5, learned_variance=False, **network):
+        model = make_model(
+            kind,
+            average=None if ema is None else FixedDecay(ema),
+            parameterization=Epsilon(learned_variance=True) if learned_variance else None,
+            **{"image_size": 4, "channels": 4, **network},
+        )
         model.compile(optimizer=keras.optimizers.SGD(0.1))
         return model
 

@@ -43,19 +43,19 @@ def by_hand(model, num_samples, sampler, seeds, use_ema=True, **condition):
 @pytest.mark.parametrize(
     ("kind", "sampler"),
     [
-        ("timesteps", DDIM(4)),
-        ("timesteps", DDIM(4, eta=0.7)),
-        ("timesteps", DDPM(4)),
-        ("timesteps", Heun(3)),
+        ("ddpm", DDIM(4)),
+        ("ddpm", DDIM(4, eta=0.7)),
+        ("ddpm", DDPM(4)),
+        ("ddpm", Heun(3)),
         ("edm", Heun(3)),
         ("edm", DDPM(4)),
         ("edm", Heun(3, s_churn=2.0)),
         ("flow", Euler(4, "level")),
-        ("timesteps", DPMSolver(4)),
+        ("ddpm", DPMSolver(4)),
     ],
 )
 def test_equals_the_uncompiled_loop(small_model, kind, sampler):
-    model = small_model(kind, learned_variance=kind == "timesteps")
+    model = small_model(kind, learned_variance=kind == "ddpm")
     labels = [0, 2, 3]
     actual = sample(model, 3, sampler, seed=[5, 5, 9], label=labels, **QUIET)
     expected = by_hand(model, 3, sampler, [5, 5, 9], label=np.array(labels))
@@ -171,7 +171,7 @@ def test_an_integer_seed_counts_up(small_model):
 
 
 def test_context_of_all_or_of_each(small_model):
-    model = small_model(num_classes=0)
+    model = small_model(num_classes=0, context_width=6)
     context = np.random.default_rng(0).standard_normal((2, 5, 6)).astype("float32")
     each = sample(model, 2, DDIM(2), context=context, guidance=2.0, **QUIET)
     second = sample(model, 2, DDIM(2), context=context[1], guidance=2.0, **QUIET)
@@ -325,7 +325,10 @@ def test_progress_is_shown_only_on_request(small_model, capsys):
 )
 def test_bad_arguments(small_model, arguments, message):
     with pytest.raises(ValueError, match=message):
-        sample(small_model(), **{"num_samples": 2, "sampler": DDIM(2), **QUIET, **arguments})
+        sample(
+            small_model(context_width=6),
+            **{"num_samples": 2, "sampler": DDIM(2), **QUIET, **arguments},
+        )
 
 
 def test_labels_for_a_model_without_classes(small_model):

@@ -10,6 +10,8 @@ import pytest
 from keras_cdiff import evaluation, samplers, schedules, study, training
 from keras_cdiff.study.denoised_images import through_interval
 
+pytestmark = pytest.mark.one_backend
+
 ALL = (0.0, float("inf"))
 
 

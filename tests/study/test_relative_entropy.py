@@ -27,6 +27,7 @@ def within(estimate, error, expected, sigmas=3.0):
     assert np.all(error > 0.0)
 
 
+@pytest.mark.one_backend
 def test_timesteps_of_gaussian_data():
     schedule = schedules.LinearBeta()
     estimate, error = study.relative_entropy(
@@ -36,6 +37,7 @@ def test_timesteps_of_gaussian_data():
     within(estimate, error, expected)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
     ("schedule", "levels"),
     [

@@ -10,6 +10,8 @@ from keras_cdiff.training import building, configuration
 
 pytestmark = pytest.mark.backend_free
 
+SMALL_UNET = {"num_blocks": 1, "channel_multipliers": [1], "attention_resolutions": []}
+
 
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_the_configuration_is_strict_json_that_survives_a_round_trip(preset):
@@ -123,7 +125,7 @@ def test_bad_settings_are_named_before_any_data_is_opened(preset, arguments, mes
 
 def test_a_preset_of_ones_own_is_taken_by_its_name():
     own = {**presets.preset("edm_emoji16"), "name": "mine"}
-    own["model"]["backbone"]["width"] = 16
+    own["model"]["backbone"] |= {"width": 16, **SMALL_UNET}
     before = copy.deepcopy(own)
     config = training.resolve(own, steps=3)
     assert own == before
@@ -172,7 +174,7 @@ def test_stages_of_fixed_length_have_no_patience():
 @pytest.mark.parametrize(("augment", "features"), [(None, 0), (0.3, 9), (0.0, 0)])
 def test_augmentation_is_set_with_the_network_that_is_told_of_it(augment, features):
     config = training.resolve("edm_emoji16", image_size=8, augment=augment)
-    config["model"]["backbone"] |= {"width": 8, "num_blocks": 1}
+    config["model"]["backbone"] |= {"width": 8, **SMALL_UNET}
     assert json.loads(json.dumps(config)) == config
     model = building.build_model(config)
     assert model.backbone.augment_features == features

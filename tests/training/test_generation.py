@@ -13,7 +13,7 @@ def config(tiny):
 
 
 def average_differs(model):
-    """Lets the averaged network, which starts at an output of zero like the raw one, predict."""
+    """Lets the averaged DiT, which starts at an output of zero like the raw one, predict."""
     for number, weight in enumerate(model.ema_backbone.weights):
         weight.assign(
             weight + 0.02 * np.cos(number + np.arange(np.prod(weight.shape))).reshape(weight.shape)
@@ -22,7 +22,7 @@ def average_differs(model):
 
 
 def test_samples_are_written_as_a_grid_and_as_8_bit_images(tmp_path, make_model, config):
-    model = average_differs(make_model())
+    model = average_differs(make_model(depth=1))
     images = training.generate(model, config, tmp_path / "new", num_samples=5, seed=3, batch_size=2)
     with np.load(tmp_path / "new" / "samples.npz") as file:
         assert file.files == ["arr_0"]
@@ -38,7 +38,7 @@ def test_samples_are_written_as_a_grid_and_as_8_bit_images(tmp_path, make_model,
 
 @pytest.mark.backend_free
 def test_every_option_reaches_the_sampler(tmp_path, make_model, config):
-    model = average_differs(make_model())
+    model = average_differs(make_model(depth=1))
     plain = training.generate(model, config, tmp_path, num_samples=2, label=1)
     for changes in (
         {"seed": 7},

@@ -208,6 +208,7 @@ def test_prompts_decide_the_samples(text_run, tmp_path):
         training.generate(model, config, folder, num_samples=1, prompts=prompts)
 
 
+@pytest.mark.one_backend  # test_run.py interrupts one on labels
 def test_an_interrupted_run_on_captions_ends_as_if_nothing_had_happened(
     text_run, tiny, captioned, text_encoder, tmp_path, read_log
 ):

@@ -15,7 +15,7 @@ from keras_cdiff.training import checkpoint, run_data
 from keras_cdiff.training.checkpoint import read_checkpoint
 from keras_cdiff.training.interruption import WorkdirLock
 
-pytestmark = pytest.mark.backend_free
+pytestmark = pytest.mark.one_backend
 
 
 @pytest.fixture(scope="module")

@@ -187,6 +187,7 @@ def test_the_same_command_on_a_finished_run_is_refused(finished):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
+@pytest.mark.one_backend
 def test_grey_images_in_bfloat16_without_labels_curriculum_or_average(
     tmp_path, tiny, npz, read_log, capsys
 ):
@@ -211,6 +212,7 @@ def test_grey_images_in_bfloat16_without_labels_curriculum_or_average(
     assert "stage" not in capsys.readouterr().out
 
 
+@pytest.mark.one_backend
 def test_the_console_shows_stage_interval_and_why_it_ended(tmp_path, tiny, capsys):
     config = tiny(steps=6, num_clusters=2, patience=1, log_every=3)
     config["training"]["learning_rate"] = 1e-12  # no loss improves for long

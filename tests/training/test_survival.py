@@ -52,6 +52,7 @@ def compiled_once(tmp_path, monkeypatch):
     compilation_cache.reset_cache()
 
 
+@pytest.mark.one_backend  # tests/distribution kills a process on each
 def test_a_run_killed_inside_a_save_and_again_ends_like_one_that_was_not(
     tmp_path, monkeypatch, quick, compiled_once, read_log
 ):

@@ -7,6 +7,7 @@ import pytest
 from keras_cdiff.evaluation.features.inception import INCEPTION_INPUT, inception_network
 
 
+@pytest.mark.one_backend
 def test_features_and_logits_are_those_of_pytorch_fid(fid_inception, run_torch):
     reference, state_dict = fid_inception
     # 107 pixels leave 2 x 2 positions in the last blocks: every window there meets the border.
