@@ -14,6 +14,8 @@ from keras_cdiff.parameterizations import Velocity
 from keras_cdiff.samplers import sample
 from keras_cdiff.samplers.sample import _noise
 
+pytestmark = pytest.mark.one_backend
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

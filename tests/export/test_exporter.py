@@ -213,13 +213,13 @@ def test_what_cannot_be_exported_is_refused(models, make_model, tmp_path):
 def test_raw_weights_are_exported_if_asked_for(models, tmp_path):
     path = tmp_path / "deep" / "raw" / "1"
     path.mkdir(parents=True)  # an empty folder will do
-    export_sampler(models["edm"], path, "heun", 2, use_ema=False)
+    export_sampler(models["dit"], path, "heun", 2, use_ema=False)
     metadata = json.loads((path / "assets.extra" / "metadata.json").read_text())
     assert metadata["weights"] == "raw"
     assert metadata["ema"] is None
     assert metadata["num_steps"] == 2
-    assert metadata["weights_sha256"] == weights_digest(models["edm"].backbone)
-    assert metadata["weights_sha256"] != weights_digest(models["edm"].ema_backbone)
+    assert metadata["weights_sha256"] == weights_digest(models["dit"].backbone)
+    assert metadata["weights_sha256"] != weights_digest(models["dit"].ema_backbone)
 
 
 def test_a_failed_export_leaves_nothing(models, tmp_path, monkeypatch):
