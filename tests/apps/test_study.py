@@ -13,6 +13,7 @@ def data(tmp_path_factory):
     return f"npz:{path}"
 
 
+@pytest.mark.one_backend
 def test_relative_entropies_need_no_training(run_app, backend, data, tmp_path):
     """And what was measured decides a curriculum."""
     process = run_app(

@@ -111,6 +111,7 @@ def test_level_embedding_is_the_official_one(official, name):
     close(waves, data["out/sub_map_noise"], atol=2e-5)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("name", FILES)
 def test_every_preconditioned_network_denoises_as_the_official_one(official, name):
     network, data = official(name)
@@ -152,12 +153,9 @@ def randomise(network):
     return network
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize(
-    ("make", "policy"),
-    [
-        (song, "mixed_bfloat16"),
-        pytest.param(dhariwal, "mixed_float16", marks=pytest.mark.one_backend),
-    ],
+    ("make", "policy"), [(song, "mixed_bfloat16"), (dhariwal, "mixed_float16")]
 )
 def test_conditions_and_output_are_float32_under_every_policy(make, policy):
     x, level, label, augment = inputs()

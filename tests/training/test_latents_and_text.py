@@ -19,7 +19,10 @@ from keras_cdiff.training.continuation import describe_data
 from keras_cdiff.training.evaluation import conditions_like
 from keras_cdiff.training.run_data import open_data, with_contexts
 
-pytestmark = pytest.mark.filterwarnings("ignore:the Frechet distance of")  # of four images
+pytestmark = [
+    pytest.mark.one_backend,
+    pytest.mark.filterwarnings("ignore:the Frechet distance of"),  # of four images
+]
 
 LATENT = {"image_size": 4, "horizontal_flip": True}
 
@@ -208,7 +211,6 @@ def test_prompts_decide_the_samples(text_run, tmp_path):
         training.generate(model, config, folder, num_samples=1, prompts=prompts)
 
 
-@pytest.mark.one_backend  # test_run.py interrupts one on labels
 def test_an_interrupted_run_on_captions_ends_as_if_nothing_had_happened(
     text_run, tiny, captioned, text_encoder, tmp_path, read_log
 ):
