@@ -20,6 +20,14 @@ forked.skip_graph_optimization()
 EXIT_STATUS = pytest.StashKey[int]()
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Imports no module of which no test is chosen: what some import takes seconds."""
+    if collection_path.suffix == ".py" and config.option.markexpr.startswith("not backend_free"):
+        free = "\npytestmark = pytest.mark.backend_free\n" in collection_path.read_text()
+        return free or None
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """PyTorch runs a step as it is; the other backends compile it first, which takes longer."""
