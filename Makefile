@@ -23,7 +23,7 @@ SUITE = $(BIN)/python tests/run_suite.py --jobs=$(JOBS)
 test: lint build-files
 	$(SUITE)
 
-# With large grids of parameters and long scenarios.
+# With large grids of parameters and long scenarios, and everything on each backend.
 test-all: lint build-files
 	$(SUITE) --all
 

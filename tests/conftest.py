@@ -21,7 +21,7 @@ EXIT_STATUS = pytest.StashKey[int]()
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Imports no module of which no test is chosen: what some import takes seconds."""
+    """Skips modules whose tests are all left out: importing some takes seconds."""
     if collection_path.suffix == ".py" and config.option.markexpr.startswith("not backend_free"):
         free = "\npytestmark = pytest.mark.backend_free\n" in collection_path.read_text()
         return free or None
@@ -30,7 +30,7 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """PyTorch runs a step as it is; the other backends compile it first, which takes longer."""
+    """Makes `one_backend` tests exhaustive on the backends that compile, which takes longest."""
     if keras.backend.backend() != "torch":
         for item in items:
             marks = {mark.name for mark in item.iter_markers()}

@@ -247,4 +247,4 @@ def test_a_flow_trains_under_the_curriculum(make_model, batch, quick):
     assert recorder.intervals[-1] == (0.0, 1.0)
     # A blank network's loss is that of the noise and the image together.
     blank = 1.0 + np.mean(np.square(batch[0]))
-    assert np.mean(recorder.losses[-8:]) < 0.95 * blank
+    assert np.mean(recorder.losses[-8:]) < 0.9 * blank
