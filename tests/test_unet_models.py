@@ -98,6 +98,7 @@ NETWORKS = {
         encoder="residual",
         decoder="skip",
         resample_filter=(1, 3, 3, 1),
+        dtype="mixed_bfloat16",
     ),
     "DhariwalUNet": lambda: DhariwalUNet(
         8,

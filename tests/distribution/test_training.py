@@ -12,13 +12,17 @@ from keras_cdiff.distribution import Processes
 from keras_cdiff.training.checkpoint import read_checkpoint
 
 BACKEND = keras.backend.backend()
+# Kinds of layout, their devices, and whether XLA compiles TensorFlow's steps.
 LAYOUTS = {
     "jax": [
-        ("data", 2),
-        pytest.param("data", 8, marks=pytest.mark.exhaustive),
-        ("model", 8),
+        ("data", 2, "auto"),
+        pytest.param("data", 8, "auto", marks=pytest.mark.exhaustive),
+        ("model", 8, "auto"),
     ],
-    "tensorflow": [("data", 2)],
+    "tensorflow": [
+        ("data", 2, False),  # test_step.py has steps that XLA compiles
+        pytest.param("data", 2, "auto", marks=pytest.mark.exhaustive),
+    ],
     "torch": [],  # a device a process
 }[BACKEND]
 STEPS = 20
@@ -76,10 +80,8 @@ def alone(config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compiled(request, config, tmp_path_factory):
+def compiled(config, tmp_path_factory):
     """The same, compiled by XLA, under which TensorFlow's random numbers are others."""
-    if BACKEND == "jax":
-        return request.getfixturevalue("alone")
     workdir = tmp_path_factory.mktemp("compiled") / "run"
     training.train(config(jit_compile="auto"), workdir)
     return workdir
@@ -117,16 +119,18 @@ def assert_same(workdir, alone, read_log, evaluated=True):
 
 if LAYOUTS:
 
-    @pytest.mark.parametrize(("kind", "devices"), LAYOUTS)
+    @pytest.mark.parametrize(("kind", "devices", "jit_compile"), LAYOUTS)
     def test_virtual_devices_of_one_process(
-        kind, devices, launch, write, compiled, tmp_path, read_log
+        kind, devices, jit_compile, request, launch, write, tmp_path, read_log
     ):
-        path = write(jit_compile="auto")
+        path = write(jit_compile=jit_compile)
+        by_xla = BACKEND == "tensorflow" and jit_compile
+        alone = request.getfixturevalue("compiled" if by_xla else "alone")
         codes, (output,) = launch("train_worker.py", path, tmp_path / "run", kind, devices=devices)
         assert codes == [0], output
         split = ", 4 for a copy of the model" if kind == "model" else ""
         assert f"{devices} devices of 1 process{split}, into" in output
-        assert_same(tmp_path / "run", compiled, read_log)
+        assert_same(tmp_path / "run", alone, read_log)
 
 
 def assert_killed(codes, outputs, index):

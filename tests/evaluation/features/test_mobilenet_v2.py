@@ -7,6 +7,7 @@ import pytest
 from keras_cdiff.evaluation.features.mobilenet_v2 import IMAGENET_INPUT, mobilenet_v2_network
 
 
+@pytest.mark.one_backend
 def test_features_and_logits_are_those_of_torchvision(torchvision, random_weights, run_torch):
     import torch
 
