@@ -1,4 +1,4 @@
-"""Runs the tests: once a backend, and once those that need no particular one.
+"""Runs the tests: once a backend, and in two halves those that need no particular one.
 
     python tests/run_suite.py                 what `make test` runs
     python tests/run_suite.py --all           the exhaustive tests, too
@@ -22,12 +22,16 @@ ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / ".venv" / "reports"  # what each part printed last, and its tests
 CACHES = ROOT / ".venv" / "caches"  # compiled programs, kept from run to run
 
-# In the order in which they start: the longest first.
+# In these folders half of the time goes by that tests of no particular backend take.
+RUNS = ("tests/apps", "tests/export", "tests/training")
+
+# Backend, marker and folders, in the order in which the parts start: the longest first.
 PARTS = {
     "tensorflow": ("tensorflow", "not backend_free"),
     "jax": ("jax", "not backend_free"),
     "torch": ("torch", "not backend_free"),
-    "backend_free": ("tensorflow", "backend_free"),
+    "runs": ("tensorflow", "backend_free", *RUNS),
+    "rest": ("tensorflow", "backend_free", *[f"--ignore={folder}" for folder in RUNS]),
 }
 
 VARIABLES = {
@@ -96,11 +100,11 @@ def main() -> None:
 
 def run_part(name: str, exhaustive: bool, coverage: bool) -> Part:
     """Runs the tests of one part, prints what pytest says, and returns what came of them."""
-    backend, marker = PARTS[name]
+    backend, marker, *folders = PARTS[name]
     if not exhaustive:
         marker += " and not exhaustive"
     command = ["coverage", "run", "-m"] if coverage else []
-    command = [sys.executable, "-m", *command, "pytest", "-q", "-m", marker]
+    command = [sys.executable, "-m", *command, "pytest", "-q", "-m", marker, *folders]
     variables = {**VARIABLES, **os.environ, "KERAS_BACKEND": backend}
     REPORTS.mkdir(parents=True, exist_ok=True)
     report, output = REPORTS / f"{name}.xml", REPORTS / f"{name}.txt"

@@ -227,6 +227,7 @@ def test_images_of_a_batch_do_not_mix():
         close(network(x[i : i + 1], level[i : i + 1]), together[i : i + 1], atol=1e-5)
 
 
+@pytest.mark.one_backend
 def test_trains_as_part_of_a_model():
     network = small(num_classes=4)
     inputs = {

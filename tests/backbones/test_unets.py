@@ -177,6 +177,7 @@ def test_conditions_and_output_are_float32_under_every_policy(make, policy):
     close(told["inputs"], embedded, atol=1e-6)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("make", BOTH)
 def test_configuration_builds_the_same_network(make):
     options = {"num_classes": 3, "augment_features": 9, "label_dropout": 0.2}
@@ -217,6 +218,7 @@ def test_resolutions_that_no_level_has_are_without_effect(make):
     assert len(make(attention_resolutions=(8, 5)).weights) == len(make().weights)
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("make", BOTH)
 def test_no_label_is_the_null_label(make):
     network = randomise(make(num_classes=3))

@@ -130,6 +130,7 @@ def test_memory_does_not_grow_with_the_data(monkeypatch, tmp_path):
     assert peaks[1] < 1.1 * peaks[0] + 2 * 8 * 2000  # the order of the images is drawn
 
 
+@pytest.mark.one_backend
 def test_copies_of_an_image_count_as_often():
     """Distances of zero are zero, also where noise is a thousandth of a grey level."""
     rng = np.random.default_rng(0)
