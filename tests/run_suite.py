@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / ".venv" / "reports"  # what each part printed last, and its tests
 CACHES = ROOT / ".venv" / "caches"  # compiled programs, kept from run to run
 
-# In these folders half of the time goes by that tests of no particular backend take.
+# These folders hold half of the backend-free tests, by the time they take.
 RUNS = ("tests/apps", "tests/export", "tests/training")
 
 # Backend, marker and folders, in the order in which the parts start: the longest first.
