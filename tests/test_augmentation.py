@@ -194,8 +194,8 @@ def make_told(seed=0, augmentation=Augmentation(0.5), ema=None, **network):  # n
 def test_a_training_batch_is_augmented_and_its_network_told(batch):
     images = batch[0]
     model = make_told()
-    drawn = model({"image": images, "level": np.full(16, 0.5, "float32")}, training=True)
-    drawn = dict(zip(drawn, numpy(drawn.values()), strict=True))
+    tensors = model({"image": images, "level": np.full(16, 0.5, "float32")}, training=True)
+    drawn = keras.tree.map_structure(ops.convert_to_numpy, tensors)
     # The same random numbers, drawn by hand.
     generator = keras.random.SeedGenerator(0)
     key = model._training_key
@@ -205,13 +205,10 @@ def test_a_training_batch_is_augmented_and_its_network_told(batch):
     assert np.abs(expected - images).max() > 0.1
     np.testing.assert_allclose(drawn["image"], expected, atol=1e-6)
     noisy = expected + 0.5 * drawn["noise"]
-    c_in = ops.convert_to_numpy(
-        model.parameterization.coefficients(ops.convert_to_tensor([0.5]), model.schedule)[2]
-    )
+    c_in = drawn["coefficients"].in_[:, None, None, None]
     told = parameters.sum(axis=1)[:, None, None, None]
     np.testing.assert_allclose(drawn["output"], c_in * noisy + told, atol=1e-4)
-    tensors = {name: ops.convert_to_tensor(value) for name, value in drawn.items()}
-    losses = ops.convert_to_numpy(model.sample_losses(**tensors))
+    losses = ops.convert_to_numpy(model.process.losses(**tensors))
     error = np.mean((drawn["output"] - expected) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(losses / error, (losses / error)[0], rtol=1e-4)
     loss = model.compute_loss({"image": images}, y_pred=tensors)

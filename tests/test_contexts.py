@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from keras_cdiff import evaluation, sample, samplers
-from keras_cdiff.denoising import Denoising
 
 
 def contexts(count, length=3):
@@ -41,7 +40,7 @@ def test_guidance_goes_from_the_null_context_to_the_given_one(model):
     level, context = np.array([1.0, 1.0], "float32"), contexts(2)
 
     def estimate(**condition):
-        return keras.ops.convert_to_numpy(Denoising.denoise(model, x, level, **condition))
+        return keras.ops.convert_to_numpy(model.denoise(x, level, **condition))
 
     null, given = estimate(), estimate(context=context)
     guided = estimate(context=context, guidance=3.0)

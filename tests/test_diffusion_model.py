@@ -6,9 +6,9 @@ import pytest
 from keras import ops
 
 from keras_cdiff import DiffusionModel, ema
+from keras_cdiff.model.variational import Posterior, variational_term
 from keras_cdiff.parameterizations import Epsilon
 from keras_cdiff.schedules import LinearBeta
-from keras_cdiff.variational import Posterior, variational_term
 
 BACKEND = keras.backend.backend()
 
@@ -108,7 +108,7 @@ def test_the_model_trains_with_the_official_loss(golden):
     }
     batch = {name: ops.convert_to_tensor(value) for name, value in batch.items()}
     drawn = model(batch, training=False)
-    losses = ops.convert_to_numpy(model.sample_losses(**drawn))
+    losses = ops.convert_to_numpy(model.process.losses(**drawn))
     expected = data["out/f64/training_losses/loss"]
     later = data["in/t"] > 0
     np.testing.assert_allclose(losses[later], expected[later], rtol=1e-4)

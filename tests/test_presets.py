@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff import backbones, presets
-from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.model.diffusion_model import DiffusionModel
 
 backend_free = pytest.mark.backend_free
 

@@ -71,14 +71,14 @@ def test_losses_equal_the_official_ones(golden, loss, schedule, parameterization
         inputs["label"] = given["labels"].argmax(axis=1).astype("int32")
     inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
     drawn = model(inputs, training=True)
-    losses = ops.convert_to_numpy(model.sample_losses(**drawn))
+    losses = ops.convert_to_numpy(model.process.losses(**drawn))
     np.testing.assert_allclose(losses, expected["loss"].mean(axis=(1, 2, 3)), rtol=1e-4)
 
-    noisy = model.add_noise(inputs["image"], inputs["noise"], inputs["level"])
+    noisy = model.process.noisy(inputs["image"], inputs["noise"], inputs["level"])
     alpha = ops.convert_to_numpy(schedule.alpha(inputs["level"]))
     scaled = ops.convert_to_numpy(noisy) / alpha[:, None, None, None]
     np.testing.assert_allclose(scaled, np.moveaxis(expected["noisy"], 1, -1), rtol=1e-4, atol=1e-4)
-    clean = ops.convert_to_numpy(model.clean(noisy, inputs["level"], drawn["output"]))
+    clean = ops.convert_to_numpy(model.process.clean(noisy, drawn["output"], drawn["coefficients"]))
     official = np.moveaxis(expected["D"], 1, -1)
     np.testing.assert_allclose(clean, official, atol=1e-4 * np.abs(official).max())
 

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from keras_cdiff import objectives, parameterizations, schedules
-from keras_cdiff.validation import check_parts
+from keras_cdiff.model.checks import check_parts
 
 VELOCITY = parameterizations.Velocity()
 

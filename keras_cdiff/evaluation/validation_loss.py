@@ -11,8 +11,8 @@ from keras import ops
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.evaluation.checks import check_count
+from keras_cdiff.model.checks import check_contexts, check_images, check_labels
 from keras_cdiff.objectives import Objective
-from keras_cdiff.validation import check_contexts, check_images, check_labels
 
 Tensor = keras.KerasTensor
 
@@ -197,7 +197,7 @@ class ValidationLoss:
 
 
 class SampleLosses(keras.Model):
-    """Runs `model.sample_losses` on given noise as Keras runs `predict`.
+    """Runs `Process.losses` on given noise as Keras runs `predict`.
 
     It tracks the one network that is asked, whose weights it shares, and not the model; see
     `keras_cdiff.samplers.estimator.Estimator`.
@@ -213,12 +213,10 @@ class SampleLosses(keras.Model):
         self.built = True
 
     def call(self, inputs: dict) -> Tensor:
-        model = self.model()
-        image, level, noise = inputs["image"], inputs["level"], inputs["noise"]
-        noisy = model.add_noise(image, noise, level)
+        process = self.model().process
+        drawn = (inputs[name] for name in ("image", "level", "noise"))
         condition = {name: inputs.get(name) for name in ("label", "context")}
-        output = model.ask(self.network, noisy, level, condition, training=False)
-        return model.sample_losses(image, level, noise, output)
+        return process.losses(**process.forward(self.network, *drawn, condition))
 
 
 def loss_function(model: keras.Model, use_ema: bool) -> SampleLosses:

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 
 from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
-from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, Sampler
 
 

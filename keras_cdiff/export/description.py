@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation.image_sets import weights_digest
+from keras_cdiff.model.diffusion_model import DiffusionModel
 
 _LICENCES = {"emoji": "Apache-2.0 (Noto Emoji, Copyright Google)"}
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.schedules import DiscreteSchedule
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_cdiff.autoencoders import Autoencoder
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.export.request_checks import checked, finite, ranges
+from keras_cdiff.model.diffusion_model import DiffusionModel
+from keras_cdiff.model.process import guide
 from keras_cdiff.samplers import Guidance, Sampler
 
 _CONDITIONS = ("label", "context")  # in the order of the network's function
@@ -57,7 +58,8 @@ class SamplingGraph(tf.Module):
 
         def ask(x: tf.Tensor, level: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
             condition = dict(zip(asked[2:], conditions, strict=True))
-            return model.ask(network, x, level, condition, training=False)
+            coefficients = model.process.coefficients(level)
+            return model.process.predict(network, x, coefficients, condition)
 
         # One function, called wherever the graphs ask: inlined, a network of many layers takes
         # TensorFlow several times as long to optimise and to start.
@@ -229,8 +231,9 @@ class SamplingGraph(tf.Module):
     ) -> dict[str, tf.Tensor | None]:
         """The model's estimate at levels (B,), with guidance where it covers them."""
         model = self._parts.model
+        coefficients = model.process.coefficients(level)
         if not condition:
-            return model.interpret(x, level, self._parts.ask(x, level))
+            return model.process.estimate(x, self._parts.ask(x, level), coefficients)
         scale = tf.where(self._parts.guidance.covers(level), condition["guidance"], 1.0)
         # Without guidance the rows under the null condition are left out, and the others stand in.
         count = tf.shape(x)[0]
@@ -243,13 +246,13 @@ class SamplingGraph(tf.Module):
                 null = tf.zeros_like(given) + tf.cast(null, given.dtype)
                 twice.append(tf.concat([given, null], 0))
         output = self._parts.ask(*(inputs[:rows] for inputs in twice))
-        output = model.guide(
+        output = guide(
             output[:count],
             output[rows - count :],
             scale[:, None, None, None],
-            self._parts.guidance.channels,
+            self._parts.guidance.channels or model.backbone.channels,
         )
-        return model.interpret(x, level, output)
+        return model.process.estimate(x, output, coefficients)
 
     def _grey_levels(self, images: tf.Tensor) -> tf.Tensor:
         """Images in about [-1, 1] as 8 bits."""

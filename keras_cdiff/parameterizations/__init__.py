@@ -12,6 +12,7 @@ noise.
 """
 
 from keras_cdiff.parameterizations.parameterization import (
+    Coefficients,
     Epsilon,
     Parameterization,
     Sample,

@@ -1,6 +1,7 @@
 """The base of all parameterizations, and those that predict noise, image or velocity."""
 
 import abc
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -8,6 +9,17 @@ from keras import ops
 from keras_cdiff.schedules import Schedule
 
 Tensor = keras.KerasTensor
+
+
+class Coefficients(NamedTuple):
+    """clean = skip x_t + out network(in_ x_t, noise), each a float32 tensor in the shape of the
+    level.
+    """
+
+    skip: Tensor
+    out: Tensor
+    in_: Tensor
+    noise: Tensor
 
 
 class Parameterization(abc.ABC):
@@ -28,10 +40,8 @@ class Parameterization(abc.ABC):
         return 2 if self.learned_variance else 1
 
     @abc.abstractmethod
-    def coefficients(
-        self, level: object, schedule: Schedule
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns c_skip, c_out, c_in and c_noise at `level`, float32, in the shape of `level`."""
+    def coefficients(self, level: object, schedule: Schedule) -> Coefficients:
+        """Returns c_skip, c_out, c_in and c_noise at `level`."""
 
     @abc.abstractmethod
     def target_coefficients(self, level: object, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -52,16 +62,9 @@ class Epsilon(Parameterization):
     Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation 15.
     """
 
-    def coefficients(
-        self, level: object, schedule: Schedule
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, level: object, schedule: Schedule) -> Coefficients:
         alpha, sigma = schedule.alpha(level), schedule.sigma(level)
-        return (
-            1.0 / alpha,
-            -sigma / alpha,
-            schedule.input_scale(level),
-            schedule.network_level(level),
-        )
+        return Coefficients(1.0 / alpha, -sigma / alpha, *_network_input(level, schedule))
 
     def target_coefficients(self, level: object, schedule: Schedule) -> tuple[Tensor, Tensor]:
         one = ops.ones_like(schedule.alpha(level))
@@ -72,11 +75,9 @@ class Epsilon(Parameterization):
 class Sample(Parameterization):
     """The network predicts the clean image itself: clean = output."""
 
-    def coefficients(
-        self, level: object, schedule: Schedule
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, level: object, schedule: Schedule) -> Coefficients:
         one = ops.ones_like(schedule.alpha(level))
-        return 0.0 * one, one, schedule.input_scale(level), schedule.network_level(level)
+        return Coefficients(0.0 * one, one, *_network_input(level, schedule))
 
     def target_coefficients(self, level: object, schedule: Schedule) -> tuple[Tensor, Tensor]:
         one = ops.ones_like(schedule.alpha(level))
@@ -92,14 +93,17 @@ class Velocity(Parameterization):
         appendix D.
     """
 
-    def coefficients(
-        self, level: object, schedule: Schedule
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, level: object, schedule: Schedule) -> Coefficients:
         alpha, sigma = schedule.alpha(level), schedule.sigma(level)
         a, b = schedule.velocity(level)
         determinant = b * alpha - a * sigma
-        c_skip, c_out = b / determinant, -sigma / determinant
-        return c_skip, c_out, schedule.input_scale(level), schedule.network_level(level)
+        skip, out = b / determinant, -sigma / determinant
+        return Coefficients(skip, out, *_network_input(level, schedule))
 
     def target_coefficients(self, level: object, schedule: Schedule) -> tuple[Tensor, Tensor]:
         return schedule.velocity(level)
+
+
+def _network_input(level: object, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """c_in and c_noise of a network without preconditioning."""
+    return schedule.input_scale(level), schedule.network_level(level)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.parameterizations.parameterization import Parameterization
+from keras_cdiff.parameterizations.parameterization import Coefficients, Parameterization
 from keras_cdiff.schedules import EDM, VP, Schedule
 
 Tensor = keras.KerasTensor
@@ -42,9 +42,7 @@ class EDMPreconditioning(Parameterization):
             )
         self.sigma_data = float(sigma_data)
 
-    def coefficients(
-        self, level: object, schedule: Schedule | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, level: object, schedule: Schedule | None = None) -> Coefficients:
         """Returns c_skip, c_out, c_in and c_noise at `level`; without a schedule, `level` is sigma
         as in EDM.
         """
@@ -54,7 +52,7 @@ class EDMPreconditioning(Parameterization):
         inverse_norm = ops.rsqrt(ops.square(sigma) + self.sigma_data**2)
         c_skip = ops.square(self.sigma_data * inverse_norm)
         c_out = sigma * self.sigma_data * inverse_norm
-        return c_skip / alpha, c_out, inverse_norm / alpha, ops.log(sigma) / 4.0
+        return Coefficients(c_skip / alpha, c_out, inverse_norm / alpha, ops.log(sigma) / 4.0)
 
     def target_coefficients(self, level: object, schedule: Schedule) -> tuple[Tensor, Tensor]:
         sigma = schedule.sigma(level) / schedule.alpha(level)
@@ -73,9 +71,7 @@ class _NoisePreconditioning(Parameterization):
 
     noise_sign = 1.0
 
-    def coefficients(
-        self, level: object, schedule: Schedule | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, level: object, schedule: Schedule | None = None) -> Coefficients:
         """Returns c_skip, c_out, c_in and c_noise at `level`; without a schedule, `level` is sigma
         as in EDM.
         """
@@ -83,7 +79,7 @@ class _NoisePreconditioning(Parameterization):
         alpha, sigma = schedule.alpha(level), schedule.sigma(level)
         ratio = sigma / alpha
         c_in, c_noise = self.network_input(alpha, sigma, ratio)
-        return 1.0 / alpha, -self.noise_sign * ratio, c_in, c_noise
+        return Coefficients(1.0 / alpha, -self.noise_sign * ratio, c_in, c_noise)
 
     @abc.abstractmethod
     def network_input(self, alpha: Tensor, sigma: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:

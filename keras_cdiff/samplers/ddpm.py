@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.model.variational import interpolate_log_variance
 from keras_cdiff.samplers.sampler import Denoise, Sampler, forward_variance
-from keras_cdiff.variational import interpolate_log_variance
 
 VARIANCES = ("learned", "small", "large")
 

@@ -7,13 +7,13 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.distribution import Processes, apart, arrays_digest, spreading
+from keras_cdiff.model.checks import check_contexts
 from keras_cdiff.samplers.ddim import DDIM
 from keras_cdiff.samplers.estimator import estimator
 from keras_cdiff.samplers.guidance import Guidance
 from keras_cdiff.samplers.heun import Heun
 from keras_cdiff.samplers.sampler import Denoise, Sampler
 from keras_cdiff.schedules import DiscreteSchedule, RectifiedFlow
-from keras_cdiff.validation import check_contexts
 
 
 def sample(

@@ -13,9 +13,9 @@ import numpy as np
 
 from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
 from keras_cdiff.data import read_images, to_uint8
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation import Evaluator, ValidationLoss
 from keras_cdiff.files import strict_json, write_whole
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.schedules import EDM
 from keras_cdiff.study.expert_curves import ExpertCurves, read_curves, read_records

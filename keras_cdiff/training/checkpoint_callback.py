@@ -4,8 +4,8 @@ import math
 import os
 from collections.abc import Mapping
 
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.distribution import Processes, first_does
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.periodic import StepCallback, check_every
 from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder

@@ -13,7 +13,6 @@ from keras_cdiff.data import (
     open_source,
     read_images,
 )
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.evaluation import (
     EvaluationCallback,
     Evaluator,
@@ -28,6 +27,7 @@ from keras_cdiff.evaluation import (
     open_extractor,
     proportional_labels,
 )
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.tensorboard import TensorBoardWriter
 from keras_cdiff.training.generation import open_run_autoencoder, sampling_settings

@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
 from keras_cdiff.data import TextContexts, save_image_grid, to_uint8, write_batch_file
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.distribution import apart, spreading
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.training.building import build_model, build_sampler, in_pixels
 from keras_cdiff.training.callbacks import class_labels, display_scale

@@ -15,8 +15,8 @@ import re
 import keras
 import numpy as np
 
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.distribution import to_host
+from keras_cdiff.model.diffusion_model import DiffusionModel
 
 
 def snapshot(model: DiffusionModel) -> dict[str, np.ndarray]:

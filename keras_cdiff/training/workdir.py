@@ -30,8 +30,8 @@ from pathlib import Path
 import keras
 
 from keras_cdiff.autoencoders import Autoencoder
-from keras_cdiff.diffusion_model import DiffusionModel
 from keras_cdiff.files import write_whole
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.training.log_files import cut_jsonl
 
 # What may change when a run goes on: how long it trains, what is watched and kept, where it runs.

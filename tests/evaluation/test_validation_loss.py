@@ -148,7 +148,7 @@ def test_losses_are_those_that_training_takes(make_model, batch):
             noise = generator.standard_normal((1, 8, 8, 3), dtype="float32")
             level = np.array([row[j]], "float32")
             inputs = {"image": images[[i]], "label": labels[[i]], "level": level, "noise": noise}
-            losses.append(ops.convert_to_numpy(model.sample_losses(**model(inputs)))[0])
+            losses.append(ops.convert_to_numpy(model.process.losses(**model(inputs)))[0])
         assert record["cluster_loss"][c] == pytest.approx(np.mean(losses), rel=1e-4)
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from keras_cdiff import presets
-from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.model.diffusion_model import DiffusionModel
 
 pytestmark = pytest.mark.one_backend
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.denoising import Denoising
+from keras_cdiff.model.process import Process
 from keras_cdiff.objectives import (
     P2,
     Constant,
@@ -38,17 +38,6 @@ PARAMETERIZATIONS = [
 ]
 
 
-class Model(Denoising):
-    """What losses need of a model, without a network."""
-
-    backbone = types.SimpleNamespace(channels=3)
-
-    def __init__(self, schedule, parameterization, weighting):
-        self.schedule = schedule
-        self.parameterization = parameterization
-        self.objective = types.SimpleNamespace(weighting=weighting)
-
-
 @pytest.mark.parametrize(
     ("weighting", "in_image"),
     [
@@ -68,16 +57,19 @@ def test_weights_mean_the_same_for_every_parameterization(
     weighting, in_image, parameterization, schedule, levels
 ):
     """The loss of an output is w(SNR) times the squared error of the clean image it stands for."""
-    model = Model(schedule, parameterization, weighting)
+    objective = types.SimpleNamespace(weighting=weighting)
+    process = Process(schedule, parameterization, objective)
     rng = np.random.default_rng(0)
     arrays = np.float32(rng.normal(size=(3, 2, 4, 4, 3)))
     image, noise, output = map(ops.convert_to_tensor, arrays)
     level = ops.convert_to_tensor(levels, "float32")
-    clean = model.clean(model.add_noise(image, noise, level), level, output)
+    coefficients = process.coefficients(level)
+    noisy = process.noisy(image, noise, level)
+    clean = process.clean(noisy, output, coefficients)
     error = ops.convert_to_numpy(clean).astype("float64") - arrays[0]
     alpha, sigma = schedule.alpha_sigma(np.array(levels))
     expected = in_image((alpha / sigma) ** 2) * np.mean(error**2, axis=(1, 2, 3))
-    losses = model.sample_losses(image, level, noise, output)
+    losses = process.losses(image, level, noise, noisy, output, coefficients)
     np.testing.assert_allclose(ops.convert_to_numpy(losses), expected, rtol=1e-4)
 
 

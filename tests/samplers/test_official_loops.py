@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from keras_cdiff.convert import dit_from_official
-from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.objectives import UniformTimesteps
 from keras_cdiff.parameterizations import Epsilon
 from keras_cdiff.samplers import DDIM, DDPM

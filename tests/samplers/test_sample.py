@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.diffusion_model import DiffusionModel
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.parameterizations import Epsilon
 from keras_cdiff.samplers import DDIM, DDPM, DPMSolver, Euler, Guidance, Heun, sample
 

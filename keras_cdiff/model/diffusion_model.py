@@ -3,7 +3,7 @@
 """
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -11,23 +11,17 @@ from keras import ops
 
 from keras_cdiff import replica
 from keras_cdiff.augmentation import Augmentation, check_augmentation
-from keras_cdiff.averages import Averages
-from keras_cdiff.composition import Composition
-from keras_cdiff.denoising import Denoising
 from keras_cdiff.ema import Decay, FixedDecay
-from keras_cdiff.metrics import LastValue, LossPerCluster
+from keras_cdiff.guarded_optimizer import accumulation_steps
+from keras_cdiff.model.averages import check_decays, copy_network, move_averages
+from keras_cdiff.model.checks import check_arrays, check_batch, check_parts
+from keras_cdiff.model.metrics import LastValue, LossPerCluster
+from keras_cdiff.model.parts import build, deserialize, parts_of_preset
+from keras_cdiff.model.process import Process, guide
+from keras_cdiff.model.train_step import TrainStep
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization
 from keras_cdiff.schedules import Schedule
-from keras_cdiff.train_step import TrainStep
-from keras_cdiff.validation import (
-    check_batch,
-    check_contexts,
-    check_images,
-    check_labels,
-    check_names,
-    check_parts,
-)
 
 Tensor = keras.KerasTensor
 
@@ -36,7 +30,7 @@ _DRAWS_PER_STEP = 256
 
 
 @keras.saving.register_keras_serializable("keras_cdiff")
-class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
+class DiffusionModel(TrainStep, keras.Model):
     """A diffusion model that `fit` trains: each step draws noise levels, adds noise and learns to
     remove it.
 
@@ -46,7 +40,8 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
     not drawn.
 
     Noise and levels of a step are a function of (seed, iteration) alone. The average of the weights
-    lives in a second copy of the network, `ema_backbone`; see also `averages`.
+    lives in a second copy of the network, `ema_backbone`; see also `averages`. What a step
+    computes is written in `keras_cdiff.model.process`.
 
     Args:
         backbone: the network, such as `keras_cdiff.backbones.DiT`.
@@ -96,9 +91,14 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         self.schedule = schedule
         self.parameterization = parameterization
         self.objective = objective
+        self.process = Process(schedule, parameterization, objective)
         self.augmentation = augmentation
         self.seed = int(seed)
-        self.keep_averages(ema)
+        decays = check_decays(ema)
+        self.ema = ema if ema is None or isinstance(ema, Decay) else decays
+        networks = [copy_network(backbone) for _ in decays]
+        self.ema_backbone = networks[0] if networks else None
+        self.further_averages = networks[1:]
 
         keys = np.random.SeedSequence(self.seed).generate_state(3) & 0x7FFFFFFF
         self._training_key, self._dropout_key, evaluation_key = map(int, keys)
@@ -126,10 +126,10 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         self.track_clusters(np.unique(self.objective.host_quantile(np.linspace(0.0, 1.0, 11))))
 
     def call(self, inputs: object, training: bool = False) -> dict[str, Tensor]:
-        """Adds noise to the images, augmented in training, and asks the network.
+        """Adds noise to the images, augmented in training, and runs the network.
 
         Returns:
-            {"image", "level", "noise", "output"}: the images used, what was drawn, the answer.
+            The arguments of `Process.losses`: the images used, what was drawn, and the output.
         """
         batch = self.batch(inputs)
         image = ops.cast(batch["image"], "float32")
@@ -145,10 +145,8 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
             level = self.objective.draw(uniform, ops.convert_to_tensor(self.noise_interval))
         if noise is None:
             noise = replica.normal(ops.shape(image), generator)
-        noisy = self.add_noise(image, noise, level)
-        output = self.ask(self.backbone, noisy, level, condition, training)
         level = ops.cast(level, "float32")
-        return {"image": image, "level": level, "noise": noise, "output": output}
+        return self.process.forward(self.backbone, image, level, noise, condition, training)
 
     # Training
 
@@ -194,22 +192,7 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         self, x: object = None, y: object = None, *args: object, **kwargs: object
     ) -> keras.callbacks.History:
         """Trains the model as `keras.Model.fit` does; arrays are checked before the first step."""
-        if isinstance(x, dict):
-            check_names(x)
-        images = x["image"] if isinstance(x, dict) else x
-        labels = y if y is not None or not isinstance(x, dict) else x.get("label")
-        if isinstance(images, np.ndarray):
-            if replica.replica().count > 1:
-                raise ValueError(
-                    "Each process would train on all of these images: give fit() what the engine's "
-                    "`batches` makes of a data set of its own `shard`. "
-                    f"Received: an array of shape {images.shape}"
-                )
-            check_images(images, self.image_shape)
-        if isinstance(labels, np.ndarray | list):
-            check_labels(labels, self.num_classes)
-        if isinstance(x, dict) and isinstance(x.get("context"), np.ndarray):
-            check_contexts(x["context"], self.context_width)
+        check_arrays(x, y, self.image_shape, self.num_classes, self.context_width)
         if self.compiled and not self.optimizer.built:
             # If the first step made the optimizer's variables, TensorFlow would trace it twice.
             self.optimizer.build(self.trainable_variables)
@@ -239,14 +222,14 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         sample_weight: Tensor | None = None,
         training: bool = True,
     ) -> Tensor:
-        """Returns the mean of `sample_losses` over the batch."""
+        """Returns the mean loss of the batch."""
         losses = self.weighted_losses(y_pred, sample_weight)
         self.record_losses(losses, y_pred["level"])
         return ops.mean(losses)
 
     def weighted_losses(self, y_pred: dict, sample_weight: Tensor | None) -> Tensor:
         """Returns the loss of each sample, (B,), times its weight of `fit`, if there is one."""
-        losses = self.sample_losses(**y_pred)
+        losses = self.process.losses(**y_pred)
         if sample_weight is not None:
             losses = losses * ops.cast(sample_weight, "float32")
         return losses
@@ -262,6 +245,23 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         mean_loss = next(metric for metric in self.metrics if metric.name == "loss")
         mean_loss.update_state(self.batch_loss.result(), sample_weight=ops.shape(losses)[0])
         return self.get_metrics_result()
+
+    def update_averages(self, batch_size: Tensor | int, before: Tensor, after: Tensor) -> None:
+        """Counts the step and, if it changed the weights, moves the averages towards them.
+
+        Gradient accumulation counts as the larger batches it stands for.
+
+        Args:
+            batch_size: images of the step.
+            before: the optimizer's `iterations` before the step, which count updates: a step that
+                is skipped or only accumulated leaves them.
+            after: the same after the step.
+        """
+        self.iteration.assign_add(1)
+        accumulated = accumulation_steps(self.optimizer)
+        update = ops.maximum(ops.convert_to_tensor(self.iteration) // accumulated, 1)
+        moved = ops.not_equal(before, after)
+        move_averages(self.averages(), self.backbone, update, batch_size * accumulated, moved)
 
     def _seed_step(self) -> None:
         """Makes all randomness of this step a function of (seed, iteration)."""
@@ -302,7 +302,161 @@ class DiffusionModel(TrainStep, Averages, Denoising, Composition, keras.Model):
         result.pop(self.cluster_loss.name, None)
         return result
 
-    # Saving
+    # Averages and estimates
+
+    def averages(self) -> list[tuple[Decay, keras.Model]]:
+        """Returns each decay with the network that carries its average; the first is
+        `ema_backbone`.
+        """
+        networks = [self.ema_backbone, *self.further_averages] if self.ema_backbone else []
+        return list(zip(check_decays(self.ema), networks, strict=True))
+
+    def network(self, use_ema: bool) -> keras.Model:
+        """Returns the first average, if it is asked for and there is one, else the backbone."""
+        return self.ema_backbone if use_ema and self.ema_backbone is not None else self.backbone
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.backbone.image_size, self.backbone.image_size, self.backbone.channels
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 if the model takes no labels."""
+        return self.backbone.num_classes
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for no class; None if the network has not learned one."""
+        learned = self.num_classes and getattr(self.backbone, "label_dropout", None) != 0
+        return self.num_classes if learned else None
+
+    @property
+    def context_width(self) -> int | None:
+        """Features of a context's rows, 0 if the model takes no context; None if its backbone does
+        not say.
+        """
+        return getattr(self.backbone, "context_width", None)
+
+    @property
+    def learns_null_context(self) -> bool:
+        """Whether training drops contexts now and then, so that guidance by context is defined."""
+        return getattr(self.backbone, "context_dropout", None) != 0
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether the model has conditions, and has learned the null one of each."""
+        null = []
+        if self.num_classes:
+            null.append(self.null_label is not None)
+        if self.context_width:
+            null.append(self.learns_null_context)
+        return bool(null) and all(null)
+
+    def estimate(
+        self,
+        x: Tensor,
+        level: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        guidance: Tensor | float = 1.0,
+        guidance_channels: int | None = None,
+        use_ema: bool = False,
+    ) -> dict[str, Tensor | None]:
+        """Returns the estimate of the clean image, and the learned variance's channels if there are
+        any.
+
+        Guidance is as in `keras_cdiff.model.process.guide`; the variance stays conditional.
+
+        Args:
+            x: (B, H, W, C) noisy images.
+            level: (B,) or (), noise levels in the schedule's native coordinate.
+            label: (B,) int class labels; `num_classes` is the null label.
+            context: (B, L, D) conditioning sequence; rows of zeros are padding, and zeros alone the
+                null context.
+            guidance: the scale w; exactly 1.0 runs the network once instead of twice.
+            guidance_channels: guide only that many first channels (official DiT: 3).
+            use_ema: whether the averaged weights are used.
+
+        Returns:
+            {"clean": (B, H, W, C) float32, "variance": (B, H, W, C) float32 or None}.
+        """
+        network = self.ema_backbone if use_ema else self.backbone
+        if network is None:
+            raise ValueError("This model keeps no average of its weights. Received: use_ema=True")
+        x = ops.cast(x, "float32")
+        level = ops.broadcast_to(ops.cast(level, "float32"), ops.shape(x)[:1])
+        coefficients = self.process.coefficients(level)
+        condition = {"label": label, "context": context}
+        if isinstance(guidance, int | float) and guidance == 1.0:
+            output = self.process.predict(network, x, coefficients, condition)
+            return self.process.estimate(x, output, coefficients)
+        if label is None and context is None:
+            raise ValueError(
+                "Guidance needs a condition to strengthen: give `label` or `context`, or leave "
+                f"guidance at 1.0. Received: guidance={guidance}, label=None, context=None"
+            )
+        null = {
+            "label": None if label is None else ops.full_like(label, self.num_classes),
+            "context": None if context is None else ops.zeros_like(context),
+        }
+        both = {
+            name: None if value is None else ops.concatenate([value, null[name]])
+            for name, value in condition.items()
+        }
+        twice = self.process.coefficients(ops.concatenate([level, level]))
+        output = self.process.predict(network, ops.concatenate([x, x]), twice, both)
+        conditional, unconditional = ops.split(output, 2)
+        channels = guidance_channels or self.backbone.channels
+        output = guide(conditional, unconditional, guidance, channels)
+        return self.process.estimate(x, output, coefficients)
+
+    def denoise(self, x: Tensor, level: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Returns the estimate of the clean image (B, H, W, C) float32; the arguments are those of
+        `estimate`.
+        """
+        return self.estimate(x, level, *args, **kwargs)["clean"]
+
+    # Building and saving
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: object) -> "DiffusionModel":
+        """Builds the model of a preset, with random weights.
+
+        Args:
+            name: a name in `keras_cdiff.presets.PRESETS`.
+            **overrides: schedule, parameterization, objective, ema, augmentation or seed; anything
+                else is an argument of the backbone, such as image_size, num_classes or dtype.
+        """
+        return cls.from_parts(parts_of_preset(name, overrides))
+
+    @classmethod
+    def from_parts(cls, parts: Mapping, seed: int | None = None) -> "DiffusionModel":
+        """Builds the model of a preset's "model", with random weights.
+
+        Args:
+            parts: "backbone", the name of a backbone's class and its arguments; schedule,
+                parameterization, objective, ema and augmentation, objects or their configurations.
+            seed: of weights and noise; None for that among the parts, or the default.
+        """
+        return cls(**build(parts if seed is None else {**parts, "seed": seed}))
+
+    def get_config(self) -> dict:
+        parts = {
+            "backbone": self.backbone,
+            "schedule": self.schedule,
+            "parameterization": self.parameterization,
+            "objective": self.objective,
+            "ema": list(self.ema) if isinstance(self.ema, tuple) else self.ema,
+            "augmentation": self.augmentation,
+        }
+        config = {k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}
+        return {**config, "seed": self.seed, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "DiffusionModel":
+        with keras.saving.custom_object_scope(custom_objects or {}):
+            return cls(**{name: deserialize(value) for name, value in config.items()})
 
     def before_save(self, function: Callable[[], None] | None) -> None:
         """Sets the function that writes a curriculum's state into the weights before each save."""

@@ -6,6 +6,7 @@ import numpy as np
 from keras_cdiff.backbones.inputs import check_context
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization
+from keras_cdiff.replica import replica
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
 _NAMES = ("image", "label", "context", "level", "noise")
@@ -53,6 +54,42 @@ def check_contexts(contexts: np.ndarray, context_width: int | None) -> None:
             "`context` must be finite: look for the texts whose embeddings are not. "
             f"Received: {np.count_nonzero(~np.isfinite(contexts))} values that are NaN or infinite"
         )
+
+
+def check_arrays(
+    x: object,
+    y: object,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    context_width: int | None,
+) -> None:
+    """Raises a ValueError unless those of the inputs of `fit` that are arrays can be trained on.
+
+    Args:
+        x: images, or a dict as a `DiffusionModel` takes it.
+        y: labels, or None.
+        image_shape: (H, W, C).
+        num_classes: 0 if the model takes no labels.
+        context_width: features of a context's rows, None if the backbone does not say.
+    """
+    batch = dict(x) if isinstance(x, dict) else {"image": x}
+    if isinstance(x, dict):
+        check_names(batch)
+    if y is not None:
+        batch["label"] = y
+    images, labels, contexts = (batch.get(name) for name in ("image", "label", "context"))
+    if isinstance(images, np.ndarray):
+        if replica().count > 1:
+            raise ValueError(
+                "Each process would train on all of these images: give fit() what the engine's "
+                "`batches` makes of a data set of its own `shard`. "
+                f"Received: an array of shape {images.shape}"
+            )
+        check_images(images, image_shape)
+    if isinstance(labels, np.ndarray | list):
+        check_labels(labels, num_classes)
+    if isinstance(contexts, np.ndarray):
+        check_contexts(contexts, context_width)
 
 
 def check_names(batch: dict) -> None:

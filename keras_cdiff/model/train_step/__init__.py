@@ -3,12 +3,12 @@
 import keras
 
 if keras.backend.backend() == "tensorflow":
-    from keras_cdiff.train_step.tensorflow import TrainStep
+    from keras_cdiff.model.train_step.tensorflow import TrainStep
 elif keras.backend.backend() == "jax":
-    import keras_cdiff.train_step.jax_rematerialization  # noqa: F401 (it registers itself)
-    from keras_cdiff.train_step.jax import TrainStep
+    import keras_cdiff.model.train_step.jax_rematerialization  # noqa: F401 (it registers itself)
+    from keras_cdiff.model.train_step.jax import TrainStep
 elif keras.backend.backend() == "torch":
-    from keras_cdiff.train_step.torch import TrainStep
+    from keras_cdiff.model.train_step.torch import TrainStep
 else:
     raise ImportError(
         "keras_cdiff trains on the Keras backends tensorflow, jax and torch: set KERAS_BACKEND to "
