@@ -16,14 +16,14 @@ demo: .venv/demo
 	$(BIN)/python apps/sample.py --workdir=demo --output=demo
 	@echo "Look at demo/samples.png."
 
-# Two parts at a time; JOBS=1 runs one after the other. The tests of one backend: make test-jax.
+# Two parts at a time; JOBS=1 runs one after the other. On one backend: make test-jax.
 JOBS ?= 2
 SUITE = $(BIN)/python tests/run_suite.py --jobs=$(JOBS)
 
 test: lint build-files
 	$(SUITE)
 
-# With large grids of parameters and long scenarios, and everything on each backend.
+# With large grids of parameters and long scenarios, and `one_backend` tests on each backend.
 test-all: lint build-files
 	$(SUITE) --all
 

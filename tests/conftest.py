@@ -30,7 +30,7 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Makes `one_backend` tests exhaustive on the backends that compile, which takes longest."""
+    """Marks `one_backend` tests exhaustive but on PyTorch: compiling makes them slow elsewhere."""
     if keras.backend.backend() != "torch":
         for item in items:
             marks = {mark.name for mark in item.iter_markers()}
@@ -267,7 +267,9 @@ def run_program(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def signal_at():
-    """A context manager: within it a run sends itself a signal after a step."""
+    """A context manager of a step and a signal: within it training sends itself that signal after
+    that step.
+    """
 
     @contextlib.contextmanager
     def send(step, number):
@@ -282,9 +284,11 @@ def signal_at():
 
         # Background jobs of a shell ignore SIGINT, and runs respect that.
         before = signal.signal(number, signal.default_int_handler)
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(training.StopAt, "on_train_batch_end", then_signal)
-            yield
-        signal.signal(number, before)
+        try:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(training.StopAt, "on_train_batch_end", then_signal)
+                yield
+        finally:
+            signal.signal(number, before)
 
     return send

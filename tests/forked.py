@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+MOST_SECONDS = 1800  # a program that runs longer hangs
+
 _context = multiprocessing.get_context("forkserver")
 # Keras imports TensorFlow on each backend, at the first `get_config`.
 _context.set_forkserver_preload(["keras_cdiff", "absl.app", "tensorflow"])
@@ -20,7 +22,7 @@ _context.set_forkserver_preload(["keras_cdiff", "absl.app", "tensorflow"])
 class Program:
     """A program in a forked process, with what the tests need of `subprocess.Popen`.
 
-    Its Keras backend is this process' one.
+    Its Keras backend is this process' one, whatever its environment says.
 
     Args:
         command: the program's path and its arguments.
@@ -64,7 +66,10 @@ def run(command, folder, environment=None):
     """
     output, errors = Path(folder, "output.txt"), Path(folder, "errors.txt")
     program = Program(command, output, errors, environment)
-    code = program.wait()
+    try:
+        code = program.wait(MOST_SECONDS)
+    finally:
+        program.kill()
     return subprocess.CompletedProcess(
         program.args, code, output.read_text(), errors.read_text(errors="replace")
     )

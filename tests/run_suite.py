@@ -1,11 +1,12 @@
-"""Runs the tests: once a backend, and in two halves those that need no particular one.
+"""Runs the tests in five parts: one a backend, and two for the tests that need no backend.
 
     python tests/run_suite.py                 what `make test` runs
-    python tests/run_suite.py --all           the exhaustive tests, too
+    python tests/run_suite.py --all           what `make test-all` runs
     python tests/run_suite.py --coverage      measures which lines and branches run
     python tests/run_suite.py jax torch       some of the parts
 
-Two parts run at a time, the longest first. What a part prints is shown at its end.
+Two parts run at a time, the longest first. What a part prints is shown at its end, and is until
+then in .venv/reports.
 """
 
 import argparse
@@ -22,21 +23,21 @@ ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / ".venv" / "reports"  # what each part printed last, and its tests
 CACHES = ROOT / ".venv" / "caches"  # compiled programs, kept from run to run
 
-# These folders hold half of the backend-free tests, by the time they take.
-RUNS = ("tests/apps", "tests/export", "tests/training")
+# These folders take half of the time of the backend_free tests.
+SLOW = ("tests/apps", "tests/export", "tests/training")
 
-# Backend, marker and folders, in the order in which the parts start: the longest first.
+# Backend, marker expression and other arguments of pytest, the longest part first.
 PARTS = {
     "tensorflow": ("tensorflow", "not backend_free"),
     "jax": ("jax", "not backend_free"),
     "torch": ("torch", "not backend_free"),
-    "runs": ("tensorflow", "backend_free", *RUNS),
-    "rest": ("tensorflow", "backend_free", *[f"--ignore={folder}" for folder in RUNS]),
+    "free_slow": ("tensorflow", "backend_free", *SLOW),
+    "free_rest": ("tensorflow", "backend_free", *[f"--ignore={folder}" for folder in SLOW]),
 }
 
 VARIABLES = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # Each part has one core. Threads that wait for each other slow both parts down.
+    # As many threads as parts: threads that wait for each other slow both parts down.
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
     # Most of the time goes into compiling what runs once: XLA's passes run as always, LLVM's
@@ -76,7 +77,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {' '.join(PARTS)}")
-    parser.add_argument("--all", action="store_true", help="run the exhaustive tests, too")
+    parser.add_argument("--all", action="store_true", help="what `make test-all` runs")
     parser.add_argument("--jobs", type=int, default=2, help="parts at a time")
     parser.add_argument("--coverage", action="store_true", help="measure lines and branches")
     options = parser.parse_args()
@@ -100,11 +101,11 @@ def main() -> None:
 
 def run_part(name: str, exhaustive: bool, coverage: bool) -> Part:
     """Runs the tests of one part, prints what pytest says, and returns what came of them."""
-    backend, marker, *folders = PARTS[name]
+    backend, expression, *arguments = PARTS[name]
     if not exhaustive:
-        marker += " and not exhaustive"
+        expression += " and not exhaustive"
     command = ["coverage", "run", "-m"] if coverage else []
-    command = [sys.executable, "-m", *command, "pytest", "-q", "-m", marker, *folders]
+    command = [sys.executable, "-m", *command, "pytest", "-q", "-m", expression, *arguments]
     variables = {**VARIABLES, **os.environ, "KERAS_BACKEND": backend}
     REPORTS.mkdir(parents=True, exist_ok=True)
     report, output = REPORTS / f"{name}.xml", REPORTS / f"{name}.txt"

@@ -14,17 +14,17 @@ from keras_cdiff.distribution import Processes
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """A function: a script of this folder and its arguments -> exit codes and outputs of as many
-    processes of it as are wanted, which find each other on this machine. Each has as many virtual
-    devices as are wanted; on TensorFlow it makes them itself, by DEVICES. An exact one rounds as
-    this process does.
+    """A function: a script of this folder and its arguments -> exit codes and outputs.
+
+    It runs the script in `processes` processes that find each other on this machine, each with
+    `devices` virtual devices; on TensorFlow the script makes them itself, by DEVICES. With
+    exact=True LLVM optimizes as in this process, so that numbers are rounded alike.
     """
 
-    def run(script, *arguments, processes=1, devices=1, timeout=1800, exact=False):
+    def run(script, *arguments, processes=1, devices=1, exact=False):
         command = [Path(__file__).parent / script, *arguments]
         variables = {
             **os.environ,
-            "OMP_NUM_THREADS": "1",  # the processes share the cores of one
             "DEVICES": str(devices),
         }
         flags = [f"--xla_force_host_platform_device_count={devices}"]
@@ -43,7 +43,7 @@ def launch(tmp_path_factory):
             )
             for number, output in enumerate(outputs)
         ]
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + forked.MOST_SECONDS
         try:
             codes = [process.wait(deadline - time.monotonic()) for process in started]
         finally:
@@ -71,8 +71,8 @@ class OfThreads(Processes):
 
 @pytest.fixture(scope="session")
 def in_threads():
-    """A function: a number and a work, which takes processes -> what it returns or raises in each
-    of so many, which are threads.
+    """A function: a count and `work` -> what work(processes) returns or raises in each of so many
+    threads, which stand for processes.
     """
 
     def run_all(count, work):
@@ -90,6 +90,7 @@ def in_threads():
             thread.start()
         for thread in threads:
             thread.join(600)
+            assert not thread.is_alive(), "a process waits for another that does not answer"
         return results
 
     return run_all

@@ -1,4 +1,6 @@
-"""One of two processes that share samples, features, latents and experts: test_spread.py FOLDER.
+"""One of two processes that share samples, features, latents and experts.
+
+spread_worker.py FOLDER
 
 FOLDER/job.json says what there is; FOLDER/INDEX holds what this process got.
 """

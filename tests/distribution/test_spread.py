@@ -30,7 +30,7 @@ EXPERTS = {
 
 
 def run_two(launch, folder):
-    """Runs the worker twice, and returns what both wrote and said."""
+    """Runs the worker in two processes at once, and returns what both wrote and printed."""
     codes, outputs = launch("spread_worker.py", folder, processes=2, exact=True)
     assert codes == [0, 0], outputs
     written = [folder / str(index) / "result.json" for index in range(2)]

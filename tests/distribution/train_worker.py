@@ -9,8 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
+import keras
+
 config, workdir, kind, *killed = sys.argv[1:]
-if os.environ["KERAS_BACKEND"] == "tensorflow":
+if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]

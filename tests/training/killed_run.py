@@ -1,6 +1,8 @@
 """A training run to be killed: apps/train.py with a network small enough for tests.
 
-Usage: KERAS_BACKEND=jax python tests/training/killed_run.py --workdir=DIR [flags of apps/train.py]
+KERAS_BACKEND=jax PYTHONPATH=tests python tests/training/killed_run.py --workdir=DIR [FLAGS]
+
+FLAGS are those of apps/train.py.
 
 With --restore=WORKDIR alone it trains nothing: it gives a model the state of the newest checkpoint,
 which may be that of another backend, and prints what of the state differs from it.
@@ -66,8 +68,8 @@ class Life:
         flags: other flags of apps/train.py.
         backend: "tensorflow", "jax" or "torch".
         output: file that what it prints is appended to.
-        flush_seconds: what a flush to the disk takes longer than it does, so that the process is
-            sure to be met inside a save.
+        flush_seconds: what each flush to the disk takes longer, so that the process can be killed
+            inside a save.
         environment: variables to set.
     """
 
