@@ -8,9 +8,9 @@ import re
 import keras
 from keras import ops
 
+from keras_cdiff.backbones.backbone import check_inputs, check_whole
 from keras_cdiff.backbones.context import ContextEmbedding, drop_context
 from keras_cdiff.backbones.dit_block import DiTBlock
-from keras_cdiff.backbones.inputs import check_inputs, check_whole
 from keras_cdiff.backbones.layers import (
     LabelEmbedding,
     TimestepEmbedding,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_cdiff.backbones.inputs import check_whole
+from keras_cdiff.backbones.backbone import check_whole
 from keras_cdiff.backbones.layers import level_angles
 from keras_cdiff.backbones.unet import UNet
 from keras_cdiff.backbones.unet_layers import UNetBlock, embedding_dense

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_cdiff.backbones.inputs import check_inputs, check_whole, check_wholes
+from keras_cdiff.backbones.backbone import check_inputs, check_whole, check_wholes
 from keras_cdiff.backbones.layers import TokenDense, drop_labels
 from keras_cdiff.backbones.resampling import downsample, upsample
 from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock

@@ -79,7 +79,7 @@ def _of_torchrun(cluster: Cluster) -> bool:
 
 
 class TorchEngine(Engine):
-    """A process for each device, whose gradients are added up; see `keras_cdiff.model.train_step`."""
+    """A process for each device, whose gradients `keras_cdiff.model.train_step` adds up."""
 
     def __init__(self, processes: Processes):
         super().__init__(processes)

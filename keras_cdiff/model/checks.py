@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_cdiff.backbones.inputs import check_context
+from keras_cdiff.backbones.backbone import check_context
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization
 from keras_cdiff.replica import replica

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_cdiff import replica
 from keras_cdiff.augmentation import Augmentation, check_augmentation
+from keras_cdiff.backbones.backbone import check_backbone
 from keras_cdiff.ema import Decay, FixedDecay
 from keras_cdiff.guarded_optimizer import accumulation_steps
 from keras_cdiff.model.averages import check_decays, copy_network, move_averages
@@ -83,14 +84,12 @@ class DiffusionModel(TrainStep, keras.Model):
     ):
         # Noise levels and losses are float32 under every policy; the backbone keeps its own.
         super().__init__(dtype="float32", autocast=False, name=name)
+        check_backbone(backbone, augmented=augmentation is not None)
         check_parts(backbone, schedule, parameterization, objective)
         check_augmentation(augmentation, backbone)
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
         self.backbone = backbone
-        self.schedule = schedule
-        self.parameterization = parameterization
-        self.objective = objective
         self.process = Process(schedule, parameterization, objective)
         self.augmentation = augmentation
         self.seed = int(seed)
@@ -105,6 +104,12 @@ class DiffusionModel(TrainStep, keras.Model):
         self.noise_generator = keras.random.SeedGenerator(self._training_key)
         self.evaluation_generator = keras.random.SeedGenerator(evaluation_key)
         self.build()
+
+    schedule = property(lambda self: self.process.schedule, doc="The `Schedule`.")
+    parameterization = property(
+        lambda self: self.process.parameterization, doc="The `Parameterization`."
+    )
+    objective = property(lambda self: self.process.objective, doc="The `Objective`.")
 
     def build(self, input_shape: object = None) -> None:
         def state(name: str, value: Sequence[float] | float, dtype: str = "float32"):

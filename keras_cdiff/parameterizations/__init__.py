@@ -26,6 +26,7 @@ from keras_cdiff.parameterizations.preconditioning import (
 )
 
 __all__ = [
+    "Coefficients",
     "EDMPreconditioning",
     "Epsilon",
     "IDDPMPreconditioning",

@@ -1,11 +1,91 @@
-"""Checks of what a backbone is built with, and of what it is called with by static shape and
-dtype.
-"""
+"""What a model needs of its network, and checks of what a network is built and called with."""
+
+import inspect
+from typing import Protocol
 
 import keras
 import numpy as np
 
 Tensor = keras.KerasTensor
+
+
+class Backbone(Protocol):
+    """The network of a `DiffusionModel`: a `keras.Model` that is built when it is made.
+
+    Attributes:
+        image_size: height and width of an image, >= 1.
+        channels: channels of an image, C >= 1.
+        out_channels: channels of the output: C, or 2 C with a learned variance.
+        num_classes: number of classes, 0 if it takes no labels.
+
+    Optional attributes:
+        label_dropout: how often training replaces a label by the null label; 0 for never.
+        context_width: features of a context's rows, 0 if it takes no context.
+        context_dropout: how often training replaces a context by the null context; 0 for never.
+        augment_features: 9 if its `call` takes `augment`, (B, 9), what an augmentation did.
+        seed_generator: the `keras.random.SeedGenerator` of its dropout, which a step sets.
+        prefers_xla: the `jit_compile` that suits it on TensorFlow.
+    """
+
+    image_size: int
+    channels: int
+    out_channels: int
+    num_classes: int
+
+    def call(
+        self,
+        x: Tensor,
+        level: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        training: bool = False,
+    ) -> Tensor:
+        """Returns float32 (B, H, W, out_channels).
+
+        Args:
+            x: (B, H, W, C), noisy images times c_in.
+            level: (B,), c_noise.
+            label: (B,) integers; None or `num_classes` for no class.
+            context: (B, L, D), rows of zeros being padding, or None.
+            training: whether dropout is active.
+        """
+
+    def get_config(self) -> dict:
+        """Returns the arguments that make such a network anew, for the copies that averages are."""
+
+
+def check_backbone(backbone: object, augmented: bool = False) -> None:
+    """Raises a ValueError that names all that a network lacks to be a `Backbone`.
+
+    Args:
+        backbone: the network.
+        augmented: whether it is called with `augment`, too.
+    """
+    missing = []
+    if not isinstance(backbone, keras.Model):
+        missing.append("it must be a keras.Model")
+    for name, least in (
+        ("image_size", 1),
+        ("channels", 1),
+        ("out_channels", 1),
+        ("num_classes", 0),
+    ):
+        value = getattr(backbone, name, None)
+        if not isinstance(value, int | np.integer) or value < least:
+            missing.append(f"its `{name}` must be an integer of at least {least}")
+    parameters = inspect.signature(getattr(backbone, "call", lambda: None)).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        wanted = ["label", "context", "training", *(["augment"] if augmented else [])]
+        absent = [name for name in wanted if name not in parameters]
+        if absent:
+            missing.append(f"its `call` must take {', '.join(absent)}")
+    if not getattr(backbone, "built", False):
+        missing.append("it must be built when it is made, as by self.built = True in its __init__")
+    if missing:
+        raise ValueError(
+            "`backbone` must be a network as keras_cdiff.backbones.backbone.Backbone describes it: "
+            f"{'; '.join(missing)}. Received: backbone={backbone!r}"
+        )
 
 
 def check_inputs(
