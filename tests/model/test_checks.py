@@ -2,9 +2,11 @@
 
 import types
 
+import keras
 import pytest
 
 from keras_cdiff import objectives, parameterizations, schedules
+from keras_cdiff.backbones.backbone import check_backbone
 from keras_cdiff.model.checks import check_parts
 
 VELOCITY = parameterizations.Velocity()
@@ -67,3 +69,29 @@ def test_networks_put_out_as_many_channels_as_the_parameterization_takes():
         check_parts(network(3), edm, iddpm, log_normal)
     with pytest.raises(ValueError, match=r"out_channels=3. Received: out_channels=6"):
         check_parts(network(6), edm, VELOCITY, log_normal)
+
+
+class Own(keras.Model):
+    image_size, channels, num_classes = 8, 0, 3
+
+    def call(self, x, level, label=None):
+        return x
+
+
+def test_all_that_a_network_lacks_is_named_at_once():
+    with pytest.raises(ValueError, match="Backbone describes it") as refusal:
+        check_backbone(Own(), augmented=True)
+    for lacking in (
+        "its `channels` must be an integer of at least 1",
+        "its `out_channels` must be an integer of at least 1",
+        "its `call` must take context, training, augment",
+        "it must be built when it is made",
+        "Received: backbone=<Own",
+    ):
+        assert lacking in str(refusal.value)
+    assert "image_size" not in str(refusal.value)
+
+
+def test_a_network_must_be_a_model():
+    with pytest.raises(ValueError, match=r"must be a keras\.Model; .*must take label, context"):
+        check_backbone(network())
