@@ -3,7 +3,8 @@
 import abc
 
 import keras
-import numpy as np
+
+from keras_cdiff.common.checks import check_integer
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -27,19 +28,6 @@ class StepCallback(keras.callbacks.Callback):
         self._last_batch = batch
 
 
-def check_every(every: int) -> int:
-    """Returns a number of training steps between two events, checked.
-
-    Raises:
-        ValueError: if it is no integer of at least 1.
-    """
-    if not isinstance(every, int | np.integer) or isinstance(every, bool) or every < 1:
-        raise ValueError(
-            f"`every` must be an integer of at least 1, training steps. Received: every={every!r}"
-        )
-    return int(every)
-
-
 class PeriodicCallback(keras.callbacks.Callback, abc.ABC):
     """Acts every some steps, at the end of an epoch, and at the end of training.
 
@@ -56,7 +44,7 @@ class PeriodicCallback(keras.callbacks.Callback, abc.ABC):
 
     def __init__(self, every: int):
         super().__init__()
-        self.every = check_every(every)
+        self.every = check_integer("every", every, meaning="training steps")
         self.count_from: int | None = None
 
     @abc.abstractmethod

@@ -1,6 +1,5 @@
 """Fits the small autoencoder to images."""
 
-import operator
 from collections.abc import Iterable, Iterator
 
 import keras
@@ -9,6 +8,7 @@ from keras import ops
 
 from keras_cdiff.autoencoders.autoencoder import Autoencoder
 from keras_cdiff.autoencoders.kl import kl_networks
+from keras_cdiff.common.checks import check_integer
 
 Tensor = keras.KerasTensor
 
@@ -237,12 +237,7 @@ def _check(steps: int, batch_size: int, learning_rate: float, kl_weight: float, 
         ("batch_size", batch_size, 1),
         ("seed", seed, 0),
     ):
-        try:
-            valid = operator.index(value) >= least
-        except TypeError:
-            valid = False
-        if not valid:
-            raise ValueError(f"{name} must be an integer >= {least}. Received: {name}={value!r}")
+        check_integer(name, value, least)
     if not 0 < learning_rate < np.inf:
         raise ValueError(
             f"The learning rate must be positive. Received: learning_rate={learning_rate!r}"

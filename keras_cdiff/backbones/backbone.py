@@ -163,15 +163,6 @@ def check_context(shape: tuple, dtype: str, context_width: int) -> None:
         )
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raises a ValueError unless `value` is an integer of at least `least`."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-        )
-
-
 def check_wholes(name: str, values: object, fewest: int) -> None:
     """Raises a ValueError unless `values` are integers of at least 1, and `fewest` or more."""
     sequence = isinstance(values, list | tuple) and len(values) >= fewest

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_cdiff.backbones.backbone import check_whole
 from keras_cdiff.backbones.layers import level_angles
 from keras_cdiff.backbones.unet import UNet
 from keras_cdiff.backbones.unet_layers import UNetBlock, embedding_dense
+from keras_cdiff.common.checks import check_integer
 
 Tensor = keras.KerasTensor
 
@@ -89,7 +89,7 @@ class DhariwalUNet(UNet):
         )
         self.middle_attention = bool(middle_attention)
         self.head_channels = head_channels
-        check_whole("head_channels", head_channels, 1)
+        check_integer("head_channels", head_channels, 1)
         if width % 2:
             raise ValueError(
                 f"`width` must be even: it is the number of sinusoids. Received: width={width}"

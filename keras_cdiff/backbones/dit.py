@@ -8,7 +8,7 @@ import re
 import keras
 from keras import ops
 
-from keras_cdiff.backbones.backbone import check_inputs, check_whole
+from keras_cdiff.backbones.backbone import check_inputs
 from keras_cdiff.backbones.context import ContextEmbedding, drop_context
 from keras_cdiff.backbones.dit_block import DiTBlock
 from keras_cdiff.backbones.layers import (
@@ -20,6 +20,7 @@ from keras_cdiff.backbones.layers import (
     modulate,
     position_table,
 )
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.presets import DIT_SIZES
 from keras_cdiff.rematerialization import rematerialized
 
@@ -273,9 +274,9 @@ class DiT(keras.Model):
     def _check_sizes(self) -> None:
         sizes = "image_size patch_size channels width depth num_heads out_channels"
         for name in sizes.split():
-            check_whole(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         for name in ("num_classes", "context_width"):
-            check_whole(name, getattr(self, name), 0)
+            check_integer(name, getattr(self, name), 0)
         if self.image_size % self.patch_size:
             raise ValueError(
                 "`image_size` must be a multiple of `patch_size`. "

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_cdiff.backbones.backbone import check_whole
 from keras_cdiff.backbones.layers import level_angles
 from keras_cdiff.backbones.unet import UNet
 from keras_cdiff.backbones.unet_layers import UNetBlock, embedding_dense
+from keras_cdiff.common.checks import check_integer
 
 Tensor = keras.KerasTensor
 
@@ -201,7 +201,7 @@ class SongUNet(UNet):
                 raise ValueError(
                     f"`{name}` must be one of {choices}. Received: {name}={getattr(self, name)!r}"
                 )
-        check_whole("noise_multiplier", self.noise_multiplier, 1)
+        check_integer("noise_multiplier", self.noise_multiplier, 1)
         features = self.width * self.noise_multiplier
         if features % 2 or features < 4:
             raise ValueError(

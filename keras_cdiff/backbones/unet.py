@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_cdiff.backbones.backbone import check_inputs, check_whole, check_wholes
+from keras_cdiff.backbones.backbone import check_inputs, check_wholes
 from keras_cdiff.backbones.layers import TokenDense, drop_labels
 from keras_cdiff.backbones.resampling import downsample, upsample
 from keras_cdiff.backbones.unet_layers import GroupNorm, UNetBlock
+from keras_cdiff.common.checks import check_integer
 
 Tensor = keras.KerasTensor
 
@@ -275,9 +276,9 @@ class UNet(keras.Model):
     def _check_sizes(self) -> None:
         sizes = "image_size channels out_channels width embedding_multiplier num_blocks"
         for name in sizes.split():
-            check_whole(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         for name in ("num_classes", "augment_features"):
-            check_whole(name, getattr(self, name), 0)
+            check_integer(name, getattr(self, name), 0)
         check_wholes("channel_multipliers", self.channel_multipliers, 1)
         check_wholes("attention_resolutions", self.attention_resolutions, 0)
         levels = len(self.channel_multipliers)

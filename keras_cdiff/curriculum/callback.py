@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.curriculum.clusters import ORDERS, Clusters
 from keras_cdiff.curriculum.pacing import Pacing, PatiencePacing
 
@@ -49,16 +50,11 @@ class CurriculumCallback(keras.callbacks.Callback):
         super().__init__()
         if order not in ORDERS:
             raise ValueError(f"`order` must be one of {ORDERS}. Received: order={order!r}")
-        if not isinstance(check_every, int) or check_every < 1:
-            raise ValueError(
-                "`check_every` must be an integer of at least 1. Received: "
-                f"check_every={check_every!r}"
-            )
         self.clusters = clusters if isinstance(clusters, Clusters) else Clusters(clusters)
         self.pacing = pacing if pacing is not None else PatiencePacing(200)
         self.order = order
         self.cumulative = cumulative
-        self.check_every = check_every
+        self.check_every = check_integer("check_every", check_every)
         self.verbose = verbose
         self.stage = 0
         self.interval = self.clusters.full_interval

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.files import write_whole
 
 ORDERS = ("easy_to_hard", "hard_to_easy")
@@ -246,18 +247,13 @@ def check_num_clusters(num_clusters: int, most: int | None) -> int:
     Raises:
         ValueError: if it is out of range.
     """
-    whole = isinstance(num_clusters, int | np.integer) and not isinstance(num_clusters, bool)
-    if not whole or num_clusters < 1:
-        raise ValueError(
-            "`num_clusters` must be an integer of at least 1. "
-            f"Received: num_clusters={num_clusters!r}"
-        )
+    num_clusters = check_integer("num_clusters", num_clusters)
     if most is not None and num_clusters > most:
         raise ValueError(
             f"`num_clusters` must be at most {most}, the number of noise levels that there are to "
             f"divide. Received: num_clusters={num_clusters}"
         )
-    return int(num_clusters)
+    return num_clusters
 
 
 def _grid(schedule: object) -> tuple[np.ndarray, np.ndarray]:

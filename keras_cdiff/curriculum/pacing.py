@@ -9,8 +9,10 @@ import math
 
 import numpy as np
 
-# From here on float32 no longer holds every whole number.
-_MOST_ITERATIONS = 2**24
+from keras_cdiff.common.checks import check_integer
+
+# float32, in which a pacing's state is kept, holds every integer up to here.
+_MOST_ITERATIONS = 2**24 - 1
 
 
 class Pacing(abc.ABC):
@@ -186,10 +188,4 @@ class FixedPacing(Pacing):
 
 
 def _check_iterations(name: str, value: int) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not 1 <= value < _MOST_ITERATIONS:
-        raise ValueError(
-            f"`{name}` must be an integer, at least 1 and below 2^24, the last that float32 counts "
-            f"exactly. Received: {name}={value!r}"
-        )
-    return int(value)
+    return check_integer(name, value, 1, _MOST_ITERATIONS, "float32 counts no further exactly")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.data.latent_store import (
     IN_USE,
     PROGRESS,
@@ -20,7 +21,7 @@ from keras_cdiff.data.latent_store import (
     note,
 )
 from keras_cdiff.data.latents import INDEX, LatentSource
-from keras_cdiff.data.pipeline import check_integer, prepare_image
+from keras_cdiff.data.pipeline import prepare_image
 from keras_cdiff.data.source import Source
 from keras_cdiff.distribution import Processes, apart, spreading
 from keras_cdiff.files import exclusive, file_digest, write_whole

@@ -1,11 +1,11 @@
 """From a source of images to the batches that `DiffusionModel.fit` takes."""
 
-import operator
 import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.data.latents import draw_latent
 from keras_cdiff.data.source import Source
 
@@ -208,16 +208,6 @@ class _Shard:
     def __getitem__(self, place: int) -> dict:
         batch, row = divmod(place, self.rows)
         return self.dataset[batch * self.batch_size + self.first + row]
-
-
-def check_integer(name: str, value: int, least: int) -> None:
-    """Raises a ValueError unless a value is an integer, and `least` or more."""
-    try:
-        valid = operator.index(value) >= least
-    except TypeError:
-        valid = False
-    if not valid:
-        raise ValueError(f"{name} must be an integer >= {least}. Received: {name}={value!r}")
 
 
 def _check_channels(channels: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from keras_cdiff.evaluation.checks import check_count
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.evaluation.image_sets import GeneratedImages
 from keras_cdiff.evaluation.validation_loss import ValidationLoss
 from keras_cdiff.files import append_record, strict_json
@@ -125,8 +125,8 @@ class EvaluationCallback(PeriodicEvaluation):
         super().__init__(every, path, tensorboard, verbose)
         self.evaluator = evaluator
         self.reference = reference
-        self.num_samples = check_count("num_samples", num_samples, 2, None, "of each evaluation")
-        check_count("batch_size", batch_size, 1, None, "samples drawn at once")
+        self.num_samples = check_integer("num_samples", num_samples, 2, None, "of each evaluation")
+        check_integer("batch_size", batch_size, 1, None, "samples drawn at once")
         self.options = {
             "sampler": sampler,
             "seed": seed,

@@ -88,25 +88,3 @@ def check_widths(real: int, generated: int) -> None:
             "`real` and `generated` must have features of the same width: take both from the same "
             f"layer of the same extractor. Received: widths {real} and {generated}"
         )
-
-
-def check_count(name: str, value: object, low: int, high: int | None, meaning: str) -> int:
-    """Returns a whole number in [low, high], or in [low, infinity) if `high` is None.
-
-    Args:
-        name: what to call the argument in messages.
-        value: the number.
-        low: least value.
-        high: greatest value, or None.
-        meaning: what the number is and how far it may go, for the message.
-
-    Raises:
-        ValueError: if it is not such a number.
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        reach = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(
-            f"`{name}` must be an integer {reach}: {meaning}. Received: {name}={value!r}"
-        )
-    return int(value)

@@ -8,8 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.distribution import spreading
-from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.evaluation.extraction import Features, extract
 from keras_cdiff.evaluation.features import Extractor, from_model
 from keras_cdiff.evaluation.frechet import frechet_distance, frechet_distance_infinity
@@ -102,7 +102,7 @@ class Evaluator:
             ("splits", splits, 1, "of the Inception Score"),
             ("seed", seed, 0, "of subsets and splits"),
         ):
-            setattr(self, name, check_count(name, value, least, None, meaning))
+            setattr(self, name, check_integer(name, value, least, None, meaning))
         self._reference: tuple[str, Features, FeatureStatistics] | None = None
 
     def evaluate(

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.data import (
     ArraySource,
     Source,
@@ -22,7 +23,6 @@ from keras_cdiff.data import (
     to_uint8,
 )
 from keras_cdiff.distribution import spreading
-from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.samplers import Guidance, Sampler, default_sampler, sample
 
 
@@ -90,7 +90,7 @@ class SourceImages(ImageSet):
         total = len(source)
         if num_images is not None:
             limit = f"as many as there are in {source.name!r} at the most"
-            check_count("num_images", num_images, 1, total, limit)
+            check_integer("num_images", num_images, 1, total, limit)
         self._places = np.arange(num_images or total) * total // (num_images or total)
 
     def __len__(self) -> int:
@@ -188,9 +188,9 @@ class GeneratedImages(ImageSet):
                 f"`context` must hold {num_images} contexts, one a sample. "
                 f"Received: {len(context)} contexts"
             )
-        num_images = check_count("num_images", num_images, 1, None, "the number of samples")
-        seed = check_count("seed", seed, 0, None, "that of the first sample")
-        batch_size = check_count("batch_size", batch_size, 1, None, "samples drawn at once")
+        num_images = check_integer("num_images", num_images, 1, None, "the number of samples")
+        seed = check_integer("seed", seed, 0, None, "that of the first sample")
+        batch_size = check_integer("batch_size", batch_size, 1, None, "samples drawn at once")
         if spreading().count > 1:
             batch_size = min(batch_size, -(-num_images // spreading().count))
         if label is None and context is None and model.num_classes:

@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 
-from keras_cdiff.evaluation.checks import block_rows, check_count, check_features
+from keras_cdiff.common.checks import check_integer
+from keras_cdiff.evaluation.checks import block_rows, check_features
 
 
 def inception_score(
@@ -41,14 +42,14 @@ def inception_score(
     logits = check_features("logits", logits)
     num_rows = len(logits)
     if split_size is None:
-        splits = check_count("splits", splits, 1, num_rows, "a part needs a row")
+        splits = check_integer("splits", splits, 1, num_rows, "a part needs a row")
         edges = [i * num_rows // splits for i in range(splits + 1)]
     else:
-        split_size = check_count("split_size", split_size, 1, None, "the rows of a part")
+        split_size = check_integer("split_size", split_size, 1, None, "the rows of a part")
         edges = [*range(0, num_rows, split_size), num_rows]
     rows = np.arange(num_rows)
     if seed is not None:
-        seed = check_count("seed", seed, 0, None, "of the order, or None for the order given")
+        seed = check_integer("seed", seed, 0, None, "of the order, or None for the order given")
         rows = np.random.default_rng(seed).permutation(num_rows)
     scores = [_score(logits, rows[start:end]) for start, end in itertools.pairwise(edges)]
     return float(np.mean(scores)), float(np.std(scores))

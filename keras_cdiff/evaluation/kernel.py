@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from keras_cdiff.evaluation.checks import block_rows, check_count, check_pair
+from keras_cdiff.common.checks import check_integer
+from keras_cdiff.evaluation.checks import block_rows, check_pair
 
 _STRIP_ROWS = 1024
 
@@ -37,11 +38,11 @@ def kernel_distance(
     """
     real, generated = check_pair(real, generated)
     smaller = min(len(real), len(generated))
-    num_subsets = check_count("num_subsets", num_subsets, 1, None, "the number of subsets")
-    subset_size = check_count(
+    num_subsets = check_integer("num_subsets", num_subsets, 1, None, "the number of subsets")
+    subset_size = check_integer(
         "subset_size", subset_size, 2, smaller, "the smaller set limits it; give more images"
     )
-    rng = np.random.default_rng(check_count("seed", seed, 0, None, "of the draws"))
+    rng = np.random.default_rng(check_integer("seed", seed, 0, None, "of the draws"))
     values = np.empty(num_subsets)
     for i in range(num_subsets):
         x, y = (

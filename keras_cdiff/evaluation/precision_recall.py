@@ -7,7 +7,8 @@ some ball.
 
 import numpy as np
 
-from keras_cdiff.evaluation.checks import check_count, check_pair
+from keras_cdiff.common.checks import check_integer
+from keras_cdiff.evaluation.checks import check_pair
 from keras_cdiff.evaluation.distances import (
     Points,
     around,
@@ -65,7 +66,7 @@ def precision_recall(
         )
     real, generated = check_pair(real, generated)
     smaller = min(len(real), len(generated))
-    k = check_count("k", k, 1, smaller - 1, "a point of the smaller set has no more neighbours")
+    k = check_integer("k", k, 1, smaller - 1, "a point of the smaller set has no more neighbours")
     find = {"exact": _find_exact, "adm": _find_adm}[convention]
     generated_inside, real_inside = find(real, generated, k)
     return float(generated_inside.mean()), float(real_inside.mean())

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.distribution import apart, spreading
-from keras_cdiff.evaluation.checks import check_count
 from keras_cdiff.model.checks import check_contexts, check_images, check_labels
 from keras_cdiff.objectives import Objective
 
@@ -91,11 +91,11 @@ class ValidationLoss:
         if clusters is not None and not isinstance(clusters, Clusters):
             clusters = Clusters(clusters)
         self.images, self.labels, self.clusters = images, labels, clusters
-        self.levels_per_cluster = check_count(
+        self.levels_per_cluster = check_integer(
             "levels_per_cluster", levels_per_cluster, 1, None, "quantiles of each cluster"
         )
-        self.seed = check_count("seed", seed, 0, None, "of all noise")
-        self.batch_size = check_count("batch_size", batch_size, 1, None, "images at once")
+        self.seed = check_integer("seed", seed, 0, None, "of all noise")
+        self.batch_size = check_integer("batch_size", batch_size, 1, None, "images at once")
 
     def __call__(self, model: keras.Model, use_ema: bool = True) -> dict:
         """Evaluates the loss; the model's metrics, noise streams and interval stay as they are.

@@ -12,6 +12,7 @@ from keras import ops
 from keras_cdiff import replica
 from keras_cdiff.augmentation import Augmentation, check_augmentation
 from keras_cdiff.backbones.backbone import check_backbone
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.ema import Decay, FixedDecay
 from keras_cdiff.guarded_optimizer import accumulation_steps
 from keras_cdiff.model.averages import check_decays, copy_network, move_averages
@@ -87,12 +88,10 @@ class DiffusionModel(TrainStep, keras.Model):
         check_backbone(backbone, augmented=augmentation is not None)
         check_parts(backbone, schedule, parameterization, objective)
         check_augmentation(augmentation, backbone)
-        if not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
         self.backbone = backbone
         self.process = Process(schedule, parameterization, objective)
         self.augmentation = augmentation
-        self.seed = int(seed)
+        self.seed = check_integer("seed", seed, 0)
         decays = check_decays(ema)
         self.ema = ema if ema is None or isinstance(ema, Decay) else decays
         networks = [copy_network(backbone) for _ in decays]

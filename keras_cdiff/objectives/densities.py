@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.objectives.normal import host_quantile, open_uniform, truncated_normal
 from keras_cdiff.objectives.weightings import Constant, EDMWeight, Weighting, positive
 from keras_cdiff.schedules.continuous import check_sigmas
@@ -82,12 +83,9 @@ class UniformTimesteps(Objective):
 
     def __init__(self, num_timesteps: int = 1000, weighting: Weighting | None = None):
         super().__init__(weighting or Constant())
-        if not isinstance(num_timesteps, int | np.integer) or num_timesteps < 1:
-            raise ValueError(
-                "`num_timesteps` must be an integer of at least 1, that of the schedule. "
-                f"Received: num_timesteps={num_timesteps!r}"
-            )
-        self.num_timesteps = int(num_timesteps)
+        self.num_timesteps = check_integer(
+            "num_timesteps", num_timesteps, meaning="that of the schedule"
+        )
 
     @property
     def support(self) -> tuple[float, float]:

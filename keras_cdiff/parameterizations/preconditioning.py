@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.parameterizations.parameterization import Coefficients, Parameterization
 from keras_cdiff.schedules import EDM, VP, Schedule
 
@@ -114,7 +115,7 @@ class VPPreconditioning(_NoisePreconditioning):
         super().__init__()
         process = VP(beta_d, beta_min)
         self.beta_d, self.beta_min = process.beta_d, process.beta_min
-        self.num_timesteps = _check_steps(num_timesteps)
+        self.num_timesteps = check_integer("num_timesteps", num_timesteps, 2)
 
     def network_input(self, alpha: Tensor, sigma: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
         exponent = ops.log1p(ops.square(ratio))
@@ -185,7 +186,7 @@ class IDDPMPreconditioning(_NoisePreconditioning):
             )
         self.c_1 = float(c_1)
         self.c_2 = float(c_2)
-        self.num_timesteps = _check_steps(num_timesteps)
+        self.num_timesteps = check_integer("num_timesteps", num_timesteps, 2)
         angle = np.arange(num_timesteps + 1) / (num_timesteps * (self.c_2 + 1.0))
         signal = np.square(np.sin(0.5 * np.pi * angle))
         # 1 + u^2 is 1 / alpha_bar, and grows from 1 at u_M by one factor a step.
@@ -207,12 +208,3 @@ class IDDPMPreconditioning(_NoisePreconditioning):
 
     def get_config(self) -> dict:
         return {"c_1": self.c_1, "c_2": self.c_2, "num_timesteps": self.num_timesteps}
-
-
-def _check_steps(num_timesteps: int) -> int:
-    if not isinstance(num_timesteps, int | np.integer) or num_timesteps < 2:
-        raise ValueError(
-            "`num_timesteps` must be an integer of at least 2. "
-            f"Received: num_timesteps={num_timesteps!r}"
-        )
-    return int(num_timesteps)

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import check_integer
+
 
 @keras.saving.register_keras_serializable("keras_cdiff")
 class Guidance:
@@ -38,18 +40,15 @@ class Guidance:
                 "The guidance scale must be a finite number, not negative (1 is no guidance). "
                 f"Received: scale={scale!r}"
             )
-        if channels is not None and (not isinstance(channels, int | np.integer) or channels < 1):
-            raise ValueError(
-                "`channels` must be an integer of at least 1, or None to guide all channels. "
-                f"Received: channels={channels!r}"
-            )
+        if channels is not None:
+            channels = check_integer("channels", channels, meaning="or None to guide all channels")
         if interval is not None and not _is_interval(interval):
             raise ValueError(
                 "`interval` must be two levels (low, high) with low < high, or None to guide at "
                 f"all levels. Received: interval={interval!r}"
             )
         self.scale = float(scale)
-        self.channels = None if channels is None else int(channels)
+        self.channels = channels
         self.interval = None if interval is None else tuple(float(level) for level in interval)
 
     @classmethod

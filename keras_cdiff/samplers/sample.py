@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.distribution import Processes, apart, arrays_digest, spreading
 from keras_cdiff.model.checks import check_contexts
 from keras_cdiff.samplers.ddim import DDIM
@@ -59,8 +60,8 @@ def sample(
     Raises:
         ValueError: if an argument is out of its range or does not fit the model.
     """
-    _check_count("num_samples", num_samples)
-    _check_count("batch_size", batch_size)
+    check_integer("num_samples", num_samples)
+    check_integer("batch_size", batch_size)
     sampler = sampler or default_sampler(model)
     guidance = Guidance.of(guidance)
     use_ema = use_ema and model.ema_backbone is not None
@@ -286,8 +287,3 @@ def _labels(model: keras.Model, num_samples: int, label: int | Sequence[int] | N
             f"Received: label={label!r}"
         )
     return np.broadcast_to(labels, (num_samples,)).astype("int32")
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.schedules.schedule import Schedule
 
 
@@ -94,15 +95,6 @@ class DiscreteSchedule(Schedule):
         return {"num_timesteps": self.num_timesteps}
 
 
-def _check_timesteps(num_timesteps: int) -> int:
-    if not isinstance(num_timesteps, int | np.integer) or num_timesteps < 1:
-        raise ValueError(
-            "`num_timesteps` must be an integer of at least 1. "
-            f"Received: num_timesteps={num_timesteps!r}"
-        )
-    return int(num_timesteps)
-
-
 @keras.saving.register_keras_serializable("keras_cdiff")
 class LinearBeta(DiscreteSchedule):
     """The linear schedule of DDPM: beta from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T
@@ -118,7 +110,7 @@ class LinearBeta(DiscreteSchedule):
     """
 
     def __init__(self, num_timesteps: int = 1000):
-        num_timesteps = _check_timesteps(num_timesteps)
+        num_timesteps = check_integer("num_timesteps", num_timesteps)
         scale = 1000.0 / num_timesteps
         betas = np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
         super().__init__(num_timesteps, np.minimum(betas, 0.999))
@@ -137,7 +129,7 @@ class Cosine(DiscreteSchedule):
     """
 
     def __init__(self, num_timesteps: int = 1000):
-        num_timesteps = _check_timesteps(num_timesteps)
+        num_timesteps = check_integer("num_timesteps", num_timesteps)
         time = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
         signal = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
         super().__init__(num_timesteps, np.minimum(1.0 - signal[1:] / signal[:-1], 0.999))

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
 from keras_cdiff.data import read_images, to_uint8
 from keras_cdiff.evaluation import Evaluator, ValidationLoss
@@ -104,10 +105,7 @@ class ConvergenceStudy:
             ("loss_every", loss_every, 1),
             ("loss_images", loss_images, 2),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-                )
+            check_integer(name, value, least)
         self.steps, self.loss_every = steps, loss_every
         self.quality_every = max(1, steps // 4) if quality_every is None else quality_every
         self.num_images = min(num_images, len(self.source))

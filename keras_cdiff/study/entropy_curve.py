@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 from keras_cdiff.study.relative_entropy import relative_entropy
@@ -96,10 +97,7 @@ def spread_levels(schedule: Schedule, num_levels: int = 40) -> np.ndarray:
     Raises:
         ValueError: if `num_levels` is out of range.
     """
-    if not isinstance(num_levels, int | np.integer) or num_levels < 2:
-        raise ValueError(
-            f"`num_levels` must be an integer of at least 2. Received: num_levels={num_levels!r}"
-        )
+    num_levels = check_integer("num_levels", num_levels, 2)
     if isinstance(schedule, DiscreteSchedule):
         levels = np.geomspace(1, schedule.num_timesteps - 1, num_levels)
         return np.unique(np.round(levels)).astype(np.float64)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.objectives import normal
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 from keras_cdiff.study.marginals import consecutive, log_snr_slopes
@@ -308,7 +309,4 @@ def _check(images: np.ndarray, num_draws: int, seed: int) -> None:
             f"for instance by images / 127.5 - 1 from uint8. Received: images of {described}"
         )
     for name, value, least in (("num_draws", num_draws, 8), ("seed", seed, 0)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-            )
+        check_integer(name, value, least)

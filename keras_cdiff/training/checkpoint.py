@@ -18,6 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.files import write_whole
 
 _FORMAT = 1
@@ -92,15 +93,9 @@ class CheckpointFolder:
     """
 
     def __init__(self, path: str | os.PathLike, keep_last: int = 3, keep_every: int | None = None):
-        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
-            optional = name == "keep_every" and value is None
-            if not optional and (not isinstance(value, int | np.integer) or value < 1):
-                raise ValueError(
-                    f"`{name}` must be an integer of at least 1. Received: {name}={value!r}"
-                )
         self.path = Path(path)
-        self.keep_last = keep_last
-        self.keep_every = keep_every
+        self.keep_last = check_integer("keep_last", keep_last)
+        self.keep_every = None if keep_every is None else check_integer("keep_every", keep_every)
         self._opened = False
         self._archive: list[int] = []
 

@@ -4,9 +4,10 @@ import math
 import os
 from collections.abc import Mapping
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.distribution import Processes, first_does
 from keras_cdiff.model.diffusion_model import DiffusionModel
-from keras_cdiff.periodic import StepCallback, check_every
+from keras_cdiff.periodic import StepCallback
 from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption
@@ -72,7 +73,7 @@ class CheckpointCallback(StepCallback):
     ):
         super().__init__()
         self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
-        self.every = check_every(every)
+        self.every = check_integer("every", every, meaning="training steps")
         self.metadata = dict(metadata or {})
         self.interruption = interruption
         self.processes = processes or Processes()

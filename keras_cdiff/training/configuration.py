@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import keras
 
 from keras_cdiff.augmentation import Augmentation
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.presets import preset as get_preset
 from keras_cdiff.presets.parts import part
 from keras_cdiff.training.curriculum_settings import resolve_curriculum
-from keras_cdiff.training.settings import check_choice, check_whole, given
+from keras_cdiff.training.settings import check_choice, given
 from keras_cdiff.version import __version__
 
 # Of the loss, with the values of their papers.
@@ -133,15 +134,15 @@ def resolve(
     )
     training["sample_every"] = training["steps"] if sample_every is None else sample_every
     for name in ("steps", "batch_size", "log_every", "sample_every", "gradient_accumulation_steps"):
-        check_whole(name, training[name], 1)
-    check_whole("max_nonfinite", max_nonfinite, 0)
+        check_integer(name, training[name], 1)
+    check_integer("max_nonfinite", max_nonfinite, 0)
     for name, value in (
         ("learning_rate", training["learning_rate"]),
         ("global_clipnorm", global_clipnorm),
     ):
         if value is not None and not 0.0 < value < math.inf:
             raise ValueError(f"`{name}` must be positive and finite. Received: {name}={value!r}")
-    check_whole("seed", seed, 0, 2**32)
+    check_integer("seed", seed, 0, 2**32 - 1)
 
     backbone = config["model"]["backbone"]
     if data not in (None, config["data"]):
@@ -150,8 +151,8 @@ def resolve(
             backbone["num_classes"] = None
     backbone.update(given(num_classes=num_classes, image_size=image_size), dtype=dtype_policy)
     if num_classes is not None:
-        check_whole("num_classes", num_classes, 0)
-    check_whole("image_size", backbone["image_size"], 1)
+        check_integer("num_classes", num_classes, 0)
+    check_integer("image_size", backbone["image_size"], 1)
     config.setdefault("text_encoder", None)
     if text_encoder is not None:
         _check_dit("text_encoder", text_encoder, preset, backbone)
@@ -180,14 +181,14 @@ def resolve(
         "keep_last": keep_last,
         "keep_every": keep_every,
     }
-    check_whole("checkpoint_every", checkpoint_every, 1)
-    check_whole("keep_last", keep_last, 1)
+    check_integer("checkpoint_every", checkpoint_every, 1)
+    check_integer("keep_last", keep_last, 1)
     if keep_every is not None:
-        check_whole("keep_every", keep_every, 1)
+        check_integer("keep_every", keep_every, 1)
     config["evaluation"] = config["validation"] = None
     if evaluate_every is not None:
-        check_whole("evaluate_every", evaluate_every, 1)
-        check_whole("evaluate_samples", evaluate_samples, 2)
+        check_integer("evaluate_every", evaluate_every, 1)
+        check_integer("evaluate_samples", evaluate_samples, 2)
         config["evaluation"] = {
             "every": evaluate_every,
             "num_samples": evaluate_samples,
@@ -199,8 +200,8 @@ def resolve(
             f"Received: validate_every={validate_every}, validation_data={validation_data!r}"
         )
     if validate_every is not None:
-        check_whole("validate_every", validate_every, 1)
-        check_whole("validation_images", validation_images, 2)
+        check_integer("validate_every", validate_every, 1)
+        check_integer("validation_images", validation_images, 2)
         config["validation"] = {
             "every": validate_every,
             "data": validation_data,

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.ema import PowerDecay, reconstruct
 from keras_cdiff.files import write_whole
 from keras_cdiff.model.diffusion_model import DiffusionModel
@@ -44,10 +45,8 @@ class EMASnapshots(StepCallback):
 
     def __init__(self, folder: str | os.PathLike, every: int):
         super().__init__()
-        if not isinstance(every, int | np.integer) or every < 1:
-            raise ValueError(f"`every` must be an integer of at least 1. Received: every={every!r}")
         self.folder = Path(folder)
-        self.every = int(every)
+        self.every = check_integer("every", every)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         super().on_train_begin(logs)

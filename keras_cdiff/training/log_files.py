@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.files import write_whole
 
 
@@ -22,8 +23,7 @@ def cut_jsonl(path: str | os.PathLike, step: int) -> None:
         ValueError: if a line other than a torn last one is damaged; the file is left as it is.
     """
     path = Path(path)
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ValueError(f"step must be a whole number, 0 or above. Received: step={step!r}")
+    step = check_integer("step", step, 0)
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -4,6 +4,7 @@ import math
 
 import keras
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.guarded_optimizer import accumulation_steps
 from keras_cdiff.periodic import StepCallback
 from keras_cdiff.training.background_writer import BackgroundWriter
@@ -32,12 +33,7 @@ class NonFiniteGuard(StepCallback):
         checkpoints: CheckpointFolder | BackgroundWriter | None = None,
     ):
         super().__init__()
-        if not isinstance(max_nonfinite, int) or max_nonfinite < 0:
-            raise ValueError(
-                "`max_nonfinite` must be an integer >= 0. "
-                f"Received: max_nonfinite={max_nonfinite!r}"
-            )
-        self.max_nonfinite = max_nonfinite
+        self.max_nonfinite = check_integer("max_nonfinite", max_nonfinite, 0)
         self.checkpoints = checkpoints
 
     def on_train_begin(self, logs: dict | None = None) -> None:

@@ -1,0 +1,28 @@
+"""Checks of arguments."""
+
+import numpy as np
+
+
+def check_integer(
+    name: str, value: object, least: int = 1, most: int | None = None, meaning: str = ""
+) -> int:
+    """Returns an integer of Python or NumPy as a Python int; booleans are none.
+
+    Args:
+        name: what the message calls it.
+        value: the value.
+        least: the least that it may be.
+        most: the most that it may be, or None.
+        meaning: what the number is or how far it may go, for the message.
+
+    Raises:
+        ValueError: if it is no integer, or out of range.
+    """
+    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not integer or value < least or (most is not None and value > most):
+        reach = f"of at least {least}" if most is None else f"in [{least}, {most}]"
+        explained = f": {meaning}" if meaning else ""
+        raise ValueError(
+            f"`{name}` must be an integer {reach}{explained}. Received: {name}={value!r}"
+        )
+    return int(value)
