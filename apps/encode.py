@@ -127,7 +127,7 @@ def _plan() -> dict:
 
 def _encode(processes: "Processes") -> None:
     from keras_cdiff import data
-    from keras_cdiff.data import captions, latent_store, latent_writer, text
+    from keras_cdiff.data import captions, latent_store, latent_writer
 
     source = data.open_source(FLAGS.data)
     if FLAGS.text_encoder and not source.has_captions:
@@ -135,7 +135,7 @@ def _encode(processes: "Processes") -> None:
             "A text encoder needs images with captions: leave out --text_encoder. "
             f"Received: data={source.name!r}"
         )
-    encoder = text.open_text_encoder(FLAGS.text_encoder) if FLAGS.text_encoder else None
+    encoder = data.open_text_encoder(FLAGS.text_encoder) if FLAGS.text_encoder else None
     autoencoder = _find_autoencoder(source)
     before = latent_store.count_encoded(FLAGS.output)
     began = time.perf_counter()

@@ -21,8 +21,8 @@ from keras_cdiff import (
 )
 from keras_cdiff.curriculum import CurriculumCallback
 from keras_cdiff.export import export_sampler
-from keras_cdiff.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.model.diffusion_model import DiffusionModel
+from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.samplers import sample
 from keras_cdiff.version import __version__
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff import replica
+from keras_cdiff.distribution import replica
 
 Tensor = keras.KerasTensor
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.files import write_whole
 from keras_cdiff.data import open_source
-from keras_cdiff.files import write_whole
 
 NAMES = ("emoji", "fashion_mnist", "cifar10")
 HELD_OUT = 0.1  # of the emoji, which have no test images of their own

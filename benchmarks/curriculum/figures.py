@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from comparison import cluster_losses, paired_difference
 from records import Results, curves, final_distances
 
-from keras_cdiff.files import write_whole
+from keras_cdiff.common.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,9 +19,9 @@ from methods import METHODS
 from table import SIZES, Run, Setting, find_run, run_parser, workdir_of
 
 from keras_cdiff import training
+from keras_cdiff.common.files import append_record, exclusive, strict_json
 from keras_cdiff.data import open_source
 from keras_cdiff.evaluation import Evaluator, SourceImages, open_extractor
-from keras_cdiff.files import append_record, exclusive, strict_json
 from keras_cdiff.training.building import build_model
 
 # The reference is the training data, as far as this, or as there are samples.

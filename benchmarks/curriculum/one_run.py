@@ -16,11 +16,11 @@ from table import SIZES, Run, Setting, find_run, run_parser, workdir_of
 from unordered import UnorderedStages
 
 from keras_cdiff import training
+from keras_cdiff.common.callbacks import PeriodicCallback
+from keras_cdiff.common.files import exclusive
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import LatentSource, open_source, write_batch_file
 from keras_cdiff.evaluation import GeneratedImages, proportional_labels
-from keras_cdiff.files import exclusive
-from keras_cdiff.periodic import PeriodicCallback
 from keras_cdiff.study import run_study
 from keras_cdiff.training.building import build_curriculum, make_clusters
 

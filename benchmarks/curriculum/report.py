@@ -21,7 +21,7 @@ from records import Results, by_method, read_results, tuning
 from summary import summary
 from table import SIZES
 
-from keras_cdiff.files import write_whole
+from keras_cdiff.common.files import write_whole
 
 # The sections in the order of a new page, with their headings.
 HEADINGS = {

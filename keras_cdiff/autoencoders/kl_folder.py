@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_cdiff.autoencoders.kl import kl_networks
 from keras_cdiff.autoencoders.network_weights import arrays
-from keras_cdiff.files import write_whole_folder
+from keras_cdiff.common.files import write_whole_folder
 
 _DESCRIPTION, _WEIGHTS = "autoencoder.json", "weights.npz"
 _FORMAT = 1

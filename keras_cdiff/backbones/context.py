@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_cdiff import replica
 from keras_cdiff.backbones.layers import TokenDense, attend, layer_norm
+from keras_cdiff.distribution import replica
 
 Tensor = keras.KerasTensor
 

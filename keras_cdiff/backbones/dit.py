@@ -20,9 +20,9 @@ from keras_cdiff.backbones.layers import (
     modulate,
     position_table,
 )
+from keras_cdiff.backbones.rematerialization import rematerialized
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.presets import DIT_SIZES
-from keras_cdiff.rematerialization import rematerialized
 
 Tensor = keras.KerasTensor
 

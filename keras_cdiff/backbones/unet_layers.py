@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from keras_cdiff import replica
 from keras_cdiff.backbones.layers import SelfAttention, TokenDense
 from keras_cdiff.backbones.resampling import downsample, upsample
+from keras_cdiff.distribution import replica
 
 Tensor = keras.KerasTensor
 

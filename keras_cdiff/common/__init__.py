@@ -1,1 +1,1 @@
-"""What every layer of the package uses: checks of arguments."""
+"""What every layer uses: checks of arguments, files, bases of callbacks, TensorBoard events."""

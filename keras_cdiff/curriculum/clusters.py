@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.files import write_whole
+from keras_cdiff.common.files import write_whole
 
 ORDERS = ("easy_to_hard", "hard_to_easy")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_cdiff.files import write_whole
+from keras_cdiff.common.files import write_whole
 
 # Images written at once, of an array that may not fit into memory.
 _ROWS = 256

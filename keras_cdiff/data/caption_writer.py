@@ -8,8 +8,8 @@ from typing import BinaryIO
 import keras
 import numpy as np
 
+from keras_cdiff.common.files import file_digest
 from keras_cdiff.data.text import TextEncoder
-from keras_cdiff.files import file_digest
 
 FORMAT = 1
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.files import exclusive, file_digest, write_whole_folder
 from keras_cdiff.data.caption_writer import FORMAT, write_embeddings
 from keras_cdiff.data.sources import Source
 from keras_cdiff.data.text import TextEncoder
 from keras_cdiff.distribution import apart
-from keras_cdiff.files import exclusive, file_digest, write_whole_folder
 
 _CHECKED_BYTES = 1 << 30  # files up to this size are read through whenever they are opened
 

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 from keras_cdiff.autoencoders import Autoencoder, fit_autoencoder, open_autoencoder
+from keras_cdiff.common.files import exclusive
 from keras_cdiff.data.latent_store import IN_USE, check_begun, note
 from keras_cdiff.data.pipeline import make_dataset
 from keras_cdiff.data.source import Source
-from keras_cdiff.files import exclusive
 
 _REQUEST = "autoencoder_request.json"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_cdiff.files import write_whole
+from keras_cdiff.common.files import write_whole
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keras_cdiff.common.files import write_whole
 from keras_cdiff.data.latents import COPY, FORMAT, INDEX
 from keras_cdiff.data.source import Source
-from keras_cdiff.files import write_whole
 
 if TYPE_CHECKING:
     from keras_cdiff.autoencoders import Autoencoder

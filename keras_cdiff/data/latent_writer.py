@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.common.files import exclusive, file_digest, write_whole
 from keras_cdiff.data.latent_store import (
     IN_USE,
     PROGRESS,
@@ -24,7 +25,6 @@ from keras_cdiff.data.latents import INDEX, LatentSource
 from keras_cdiff.data.pipeline import prepare_image
 from keras_cdiff.data.source import Source
 from keras_cdiff.distribution import Processes, apart, spreading
-from keras_cdiff.files import exclusive, file_digest, write_whole
 
 if TYPE_CHECKING:
     from keras_cdiff.autoencoders import Autoencoder

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.files import file_digest
 from keras_cdiff.data.source import Source
-from keras_cdiff.files import file_digest
 
 FORMAT = 1
 INDEX = "index.json"

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from keras_cdiff.distribution.cluster import Cluster
 from keras_cdiff.distribution.engine import Engine
 from keras_cdiff.distribution.processes import LostPeer, Processes, arrays_digest
-from keras_cdiff.replica import acting_as
+from keras_cdiff.distribution.replica import acting_as
 
 
 class TorchProcesses(Processes):

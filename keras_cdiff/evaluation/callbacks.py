@@ -8,13 +8,13 @@ from pathlib import Path
 
 import keras
 
+from keras_cdiff.common.callbacks import PeriodicCallback
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.common.files import append_record, strict_json
+from keras_cdiff.common.tensorboard import TensorBoardWriter
 from keras_cdiff.evaluation.image_sets import GeneratedImages
 from keras_cdiff.evaluation.validation_loss import ValidationLoss
-from keras_cdiff.files import append_record, strict_json
-from keras_cdiff.periodic import PeriodicCallback
 from keras_cdiff.samplers import Guidance, Sampler
-from keras_cdiff.tensorboard import TensorBoardWriter
 
 
 class PeriodicEvaluation(PeriodicCallback):

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_cdiff.common.files import exclusive, write_whole
 from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.evaluation.extraction_rounds import extract_in_rounds, wrong_count
 from keras_cdiff.evaluation.features import Extractor
 from keras_cdiff.evaluation.image_sets import ImageSet
-from keras_cdiff.files import exclusive, write_whole
 
 # To be raised when a resize, an extractor, a sampler or a source comes to mean something else under
 # the same description: what older versions have cached is then no longer taken.

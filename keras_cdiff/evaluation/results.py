@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from keras_cdiff.files import strict_json, write_whole
+from keras_cdiff.common.files import strict_json, write_whole
 
 _COLUMNS = {
     "time": ("time",),

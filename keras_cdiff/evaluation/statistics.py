@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.files import write_whole
 from keras_cdiff.evaluation.checks import (
     block_rows,
     check_count,
     check_features,
     check_finite,
 )
-from keras_cdiff.files import write_whole
 
 # How far float32 arithmetic in another tool may take a covariance from one that is symmetric and
 # positive semidefinite, relative to its largest element or its norm.

@@ -7,9 +7,9 @@ from pathlib import Path
 import keras
 
 from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.common.files import write_whole_folder
 from keras_cdiff.export.bundle import export_bundle, write_bundle
 from keras_cdiff.export.formats import FORMATS
-from keras_cdiff.files import write_whole_folder
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, Sampler, default_sampler
 from keras_cdiff.samplers.sample import check_options

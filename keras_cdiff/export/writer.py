@@ -9,12 +9,12 @@ import keras
 import tensorflow as tf
 
 from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.common.files import strict_json
 from keras_cdiff.evaluation.image_sets import weights_digest
 from keras_cdiff.export.formats import FORMATS
 from keras_cdiff.export.model_card import model_card
 from keras_cdiff.export.request_checks import ranges
 from keras_cdiff.export.sampling_graph import SamplingGraph
-from keras_cdiff.files import strict_json
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, Sampler
 from keras_cdiff.version import __version__

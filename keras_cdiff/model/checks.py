@@ -4,9 +4,9 @@ import keras
 import numpy as np
 
 from keras_cdiff.backbones.backbone import check_context
+from keras_cdiff.distribution.replica import replica
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization
-from keras_cdiff.replica import replica
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
 _NAMES = ("image", "label", "context", "level", "noise")

@@ -9,14 +9,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff import replica
 from keras_cdiff.augmentation import Augmentation, check_augmentation
 from keras_cdiff.backbones.backbone import check_backbone
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.distribution import replica
 from keras_cdiff.ema import Decay, FixedDecay
-from keras_cdiff.guarded_optimizer import accumulation_steps
 from keras_cdiff.model.averages import check_decays, copy_network, move_averages
 from keras_cdiff.model.checks import check_arrays, check_batch, check_parts
+from keras_cdiff.model.guarded_optimizer import accumulation_steps
 from keras_cdiff.model.metrics import LastValue, LossPerCluster
 from keras_cdiff.model.parts import build, deserialize, parts_of_preset
 from keras_cdiff.model.process import Process, guide

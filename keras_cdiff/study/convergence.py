@@ -12,10 +12,10 @@ import keras
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.common.files import strict_json, write_whole
 from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
 from keras_cdiff.data import read_images, to_uint8
 from keras_cdiff.evaluation import Evaluator, ValidationLoss
-from keras_cdiff.files import strict_json, write_whole
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.schedules import EDM

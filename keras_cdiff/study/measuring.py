@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.files import append_record
 from keras_cdiff.evaluation import EvaluationCallback, ValidationLossCallback
-from keras_cdiff.files import append_record
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.study.denoised_images import DenoisedImages

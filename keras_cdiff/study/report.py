@@ -10,9 +10,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_cdiff.common.files import write_whole
 from keras_cdiff.curriculum import Clusters, difficulty_clusters
 from keras_cdiff.evaluation.validation_loss import cumulative_mass
-from keras_cdiff.files import write_whole
 from keras_cdiff.objectives import Objective
 from keras_cdiff.schedules import Schedule
 from keras_cdiff.study.curves import converged, iterations_to_reach, normalised

@@ -9,11 +9,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_cdiff.common.files import write_whole
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import open_source, read_images
 from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.evaluation import Evaluator, open_extractor
-from keras_cdiff.files import write_whole
 from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule
 from keras_cdiff.study.convergence import ConvergenceStudy
 from keras_cdiff.study.entropy_curve import measure_entropy

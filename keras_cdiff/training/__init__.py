@@ -1,6 +1,6 @@
 """Training runs: configuration, workdir, callbacks, checkpoints, samples of what was trained."""
 
-from keras_cdiff.tensorboard import TensorBoardWriter
+from keras_cdiff.common.tensorboard import TensorBoardWriter
 from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
 from keras_cdiff.training.checkpoint import CheckpointFolder, DamagedCheckpoint
 from keras_cdiff.training.checkpoint_callback import CheckpointCallback, Interrupted, resume

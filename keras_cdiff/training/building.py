@@ -11,8 +11,8 @@ from keras_cdiff.curriculum import (
     snr_clusters,
     uniform_clusters,
 )
-from keras_cdiff.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.model.diffusion_model import DiffusionModel
+from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.samplers import DDIM, DDPM, DPMSolver, Euler, Heun, Sampler
 
 SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "euler": Euler, "heun": Heun, "dpm_solver": DPMSolver}

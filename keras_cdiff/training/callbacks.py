@@ -8,11 +8,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_cdiff.common.callbacks import PeriodicCallback, StepCallback
+from keras_cdiff.common.files import append_record, strict_json
+from keras_cdiff.common.tensorboard import TensorBoardWriter
 from keras_cdiff.data import image_grid, save_image_grid, to_uint8
-from keras_cdiff.files import append_record, strict_json
-from keras_cdiff.periodic import PeriodicCallback, StepCallback
 from keras_cdiff.samplers import Sampler, sample
-from keras_cdiff.tensorboard import TensorBoardWriter
 
 # Samples of a run's grids.
 GRID_SAMPLES = 32

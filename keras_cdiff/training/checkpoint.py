@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.files import write_whole
+from keras_cdiff.common.files import write_whole
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"

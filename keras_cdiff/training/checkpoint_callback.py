@@ -4,10 +4,10 @@ import math
 import os
 from collections.abc import Mapping
 
+from keras_cdiff.common.callbacks import StepCallback
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.distribution import Processes, first_does
 from keras_cdiff.model.diffusion_model import DiffusionModel
-from keras_cdiff.periodic import StepCallback
 from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from keras_cdiff.common.callbacks import PeriodicCallback
 from keras_cdiff.data import Source, WithContext
 from keras_cdiff.distribution import Processes, arrays_digest
 from keras_cdiff.model.diffusion_model import DiffusionModel
-from keras_cdiff.periodic import PeriodicCallback
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.model_state import restore, restore_metrics
 from keras_cdiff.training.watching import Watching

@@ -13,11 +13,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.callbacks import StepCallback
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.common.files import write_whole
 from keras_cdiff.ema import PowerDecay, reconstruct
-from keras_cdiff.files import write_whole
 from keras_cdiff.model.diffusion_model import DiffusionModel
-from keras_cdiff.periodic import StepCallback
 
 _PREFIX = "weights/"
 

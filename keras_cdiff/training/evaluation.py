@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.common.tensorboard import TensorBoardWriter
 from keras_cdiff.data import (
     Source,
     TextContexts,
@@ -29,7 +30,6 @@ from keras_cdiff.evaluation import (
 )
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
-from keras_cdiff.tensorboard import TensorBoardWriter
 from keras_cdiff.training.generation import open_run_autoencoder, sampling_settings
 from keras_cdiff.training.run_data import open_run_text_encoder
 from keras_cdiff.training.workdir import Workdir

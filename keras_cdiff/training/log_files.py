@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.files import write_whole
+from keras_cdiff.common.files import write_whole
 
 
 def cut_jsonl(path: str | os.PathLike, step: int) -> None:

@@ -4,9 +4,9 @@ import math
 
 import keras
 
+from keras_cdiff.common.callbacks import StepCallback
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.guarded_optimizer import accumulation_steps
-from keras_cdiff.periodic import StepCallback
+from keras_cdiff.model.guarded_optimizer import accumulation_steps
 from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
 
@@ -16,7 +16,7 @@ class NonFiniteGuard(StepCallback):
     epoch when as many batches have led to no update of the weights.
 
     It reads the loss of each step, which waits for the step to end. What it tolerates should not
-    reach the weights: see `keras_cdiff.guarded_optimizer.GuardedOptimizer`.
+    reach the weights: see `keras_cdiff.model.guarded_optimizer.GuardedOptimizer`.
 
     Args:
         max_nonfinite: losses in a row that are tolerated, >= 0.

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import keras
 
 from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.common.tensorboard import TensorBoardWriter
 from keras_cdiff.data import Source, make_dataset
 from keras_cdiff.distribution import Engine, LostPeer, Processes, first_does, spread
 from keras_cdiff.model.diffusion_model import DiffusionModel
-from keras_cdiff.tensorboard import TensorBoardWriter
 from keras_cdiff.training.building import (
     build_curriculum,
     build_model,

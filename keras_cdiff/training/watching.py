@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_cdiff.common.callbacks import PeriodicCallback
 from keras_cdiff.distribution import Engine, spread
-from keras_cdiff.periodic import PeriodicCallback
 
 
 class Watching(keras.callbacks.Callback):

@@ -30,7 +30,7 @@ from pathlib import Path
 import keras
 
 from keras_cdiff.autoencoders import Autoencoder
-from keras_cdiff.files import write_whole
+from keras_cdiff.common.files import write_whole
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.training.log_files import cut_jsonl
 

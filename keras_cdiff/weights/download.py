@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_cdiff.files import file_digest, write_whole
+from keras_cdiff.common.files import file_digest, write_whole
 
 
 class RemoteFile(NamedTuple):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from keras_cdiff.common.files import exclusive
 from keras_cdiff.data import ArraySource, caption_writer, captions, open_source
 from keras_cdiff.data.captions import (
     CaptionEmbeddings,
@@ -13,7 +14,6 @@ from keras_cdiff.data.captions import (
     caption_folder,
     embed_captions,
 )
-from keras_cdiff.files import exclusive
 
 pytestmark = pytest.mark.backend_free
 

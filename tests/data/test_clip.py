@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff.data import clip
-from keras_cdiff.data.text import open_text_encoder
+from keras_cdiff.data.contexts import open_text_encoder
 
 free = pytest.mark.backend_free  # the same on every backend
 

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 
+from keras_cdiff.data.contexts import open_text_encoder
 from keras_cdiff.data.minilm import open_minilm
-from keras_cdiff.data.text import TextEncoder, open_text_encoder
+from keras_cdiff.data.text import TextEncoder
 
 free = pytest.mark.backend_free  # no network runs
 

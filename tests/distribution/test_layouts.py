@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from keras_cdiff import DiffusionModel, backbones, ema, objectives, parameterizations, schedules
 from keras_cdiff.distribution.layouts import layout_map
-from keras_cdiff.guarded_optimizer import GuardedOptimizer
+from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
 
 rng = np.random.default_rng(0)
 images = rng.uniform(-1, 1, (24, 8, 8, 3)).astype("float32")

@@ -4,7 +4,7 @@ import pytest
 from keras_cdiff import presets, training
 from keras_cdiff.curriculum import FixedPacing, PatiencePacing
 from keras_cdiff.ema import FixedDecay
-from keras_cdiff.guarded_optimizer import GuardedOptimizer
+from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.training import building, configuration, curriculum_settings
 
 pytestmark = pytest.mark.backend_free

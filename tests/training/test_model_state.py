@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_cdiff import DiffusionModel, objectives, parameterizations, schedules
 from keras_cdiff.ema import FixedDecay, PowerDecay
-from keras_cdiff.guarded_optimizer import GuardedOptimizer
+from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.training.checkpoint import read_checkpoint, write_checkpoint
 from keras_cdiff.training.model_state import restore, snapshot
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff import DiffusionModel, objectives, parameterizations, schedules
-from keras_cdiff.guarded_optimizer import GuardedOptimizer
+from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.nonfinite import NonFiniteGuard
 

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from keras_cdiff.rematerialization import IMPLEMENTATIONS
+from keras_cdiff.backbones.rematerialization import IMPLEMENTATIONS
 
 Tensor = keras.KerasTensor
 
 
 def rematerialized(layer: keras.layers.Layer, *inputs: Tensor) -> Tensor:
-    """Returns `layer(*inputs)`; see `keras_cdiff.rematerialization.rematerialized`."""
+    """Returns `layer(*inputs)`; see `keras_cdiff.backbones.rematerialization.rematerialized`."""
 
     # What keras.remat makes of it, jax.checkpoint, saves nothing on a CPU: XLA is free to compute
     # everything twice before the backward pass begins. Here it has to wait for the gradient of the

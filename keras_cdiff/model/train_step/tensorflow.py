@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_cdiff.distribution import tensorflow as engine
-from keras_cdiff.replica import acting_as, replica
+from keras_cdiff.distribution.replica import acting_as, replica
 
 Tensor = keras.KerasTensor
 

@@ -7,8 +7,8 @@ import contextlib
 import keras
 import torch
 
+from keras_cdiff.distribution.replica import replica
 from keras_cdiff.distribution.torch import add_up, rows_of_all
-from keras_cdiff.replica import replica
 
 Tensor = keras.KerasTensor
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from keras_cdiff.files import (
+from keras_cdiff.common.files import (
     append_record,
     exclusive,
     strict_json,

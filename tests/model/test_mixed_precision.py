@@ -78,7 +78,7 @@ def single(batch, quick):
     [
         (dit, adam, "mixed_bfloat16"),
         (dit, adam, "mixed_float16"),
-        # In tests/test_unet_models.py a U-Net takes steps in bfloat16 on each backend.
+        # In test_unet_models.py a U-Net takes steps in bfloat16 on each backend.
         pytest.param(edm, descent, "mixed_float16", marks=pytest.mark.one_backend),
         pytest.param(edm, descent, "mixed_bfloat16", marks=pytest.mark.one_backend),
     ],

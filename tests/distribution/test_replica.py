@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff import replica
+from keras_cdiff.distribution import replica
 
 
 def drawn(draw, index=0, count=1, seed=3):

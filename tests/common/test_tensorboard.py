@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_cdiff.tensorboard import TensorBoardWriter
+from keras_cdiff.common.tensorboard import TensorBoardWriter
 
 pytestmark = pytest.mark.backend_free
 
