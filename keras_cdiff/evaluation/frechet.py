@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.evaluation.checks import (
     block_rows,
-    check_count,
     check_features,
     check_finite,
     check_widths,
@@ -99,13 +99,13 @@ def frechet_distance_infinity(
     reference = _fit("real", real)
     check_widths(len(reference.mean), generated.shape[1])
     total = len(generated)
-    num_points = check_count("num_points", num_points, 3, None, "the number of sizes")
+    num_points = check_integer("num_points", num_points, 3, None, "the number of sizes")
     if min_samples is None:
         min_samples = max(2, min(5000, total // 2))
-    min_samples = check_count(
+    min_samples = check_integer(
         "min_samples", min_samples, 2, total - 1, "the least size, less than all generated images"
     )
-    rng = np.random.default_rng(check_count("seed", seed, 0, None, "of the random orders"))
+    rng = np.random.default_rng(check_integer("seed", seed, 0, None, "of the random orders"))
     sizes = np.linspace(min_samples, total, num_points).astype(np.int64)
     distances = [
         _distance(reference, _fit_rows(generated, np.sort(rng.permutation(total)[:size])))

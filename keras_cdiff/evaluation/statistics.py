@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.common.files import write_whole
 from keras_cdiff.evaluation.checks import (
     block_rows,
-    check_count,
     check_features,
     check_finite,
 )
@@ -47,7 +47,7 @@ class FeatureStatistics:
     """
 
     def __init__(self, width: int):
-        self.width = check_count("width", width, 1, None, "the number of features of an image")
+        self.width = check_integer("width", width, 1, None, "the number of features of an image")
         self.count: int | None = 0
         self.description: dict = {}
         self._mean = np.zeros(self.width)
