@@ -4,7 +4,10 @@ from absl import flags
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
+flags.DEFINE_string("workdir", None, "Folder of a training run, finished or not.")
+flags.DEFINE_integer(
+    "step", None, "Training step of a checkpoint of --workdir. Default: the last.", lower_bound=1
+)
 flags.DEFINE_string("weights", None, "A weights file, instead of --workdir; needs --preset.")
 flags.DEFINE_string("preset", None, "The preset that --weights were trained with.")
 flags.DEFINE_integer(
@@ -49,7 +52,7 @@ def one_model(values: dict) -> bool:
     if values["workdir"]:
         described = ("weights", "preset", "image_size", "num_classes")
         return all(values[name] is None for name in described)
-    return all(values[name] for name in ("weights", "preset", "output"))
+    return values["step"] is None and all(values[name] for name in ("weights", "preset", "output"))
 
 
 def load_model() -> tuple:
@@ -57,7 +60,7 @@ def load_model() -> tuple:
     from keras_cdiff import training
 
     if FLAGS.workdir:
-        return training.load_run(FLAGS.workdir, FLAGS.text_encoder, FLAGS.autoencoder)
+        return training.load_run(FLAGS.workdir, FLAGS.text_encoder, FLAGS.autoencoder, FLAGS.step)
     names = ("autoencoder", "image_size", "num_classes", "text_encoder")
     changes = {name: FLAGS[name].value for name in names}
     return training.load_weights(FLAGS.weights, FLAGS.preset, **changes)

@@ -24,6 +24,7 @@ from keras_cdiff.export import export_sampler
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
 from keras_cdiff.samplers import sample
+from keras_cdiff.training import load
 from keras_cdiff.version import __version__
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "evaluation",
     "export",
     "export_sampler",
+    "load",
     "objectives",
     "parameterizations",
     "presets",

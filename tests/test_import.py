@@ -38,7 +38,7 @@ def test_import_adds_nothing_to_the_import_of_keras_but_itself():
 
 def test_public_names_are_where_the_documents_say():
     names = {
-        "": "DiffusionModel CurriculumCallback sample export_sampler",
+        "": "DiffusionModel CurriculumCallback load sample export_sampler",
         "schedules": "LinearBeta Cosine EDM RectifiedFlow VP VE",
         "parameterizations": "EDMPreconditioning Epsilon Sample Velocity VPPreconditioning "
         "VEPreconditioning IDDPMPreconditioning",

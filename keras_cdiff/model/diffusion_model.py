@@ -424,15 +424,25 @@ class DiffusionModel(TrainStep, keras.Model):
     # Building and saving
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: object) -> "DiffusionModel":
-        """Builds the model of a preset, with random weights.
+    def from_preset(
+        cls, name: str, load_weights: bool = False, **overrides: object
+    ) -> "DiffusionModel":
+        """Builds a model from a preset, which is a configuration: the weights are random.
 
         Args:
             name: a name in `keras_cdiff.presets.PRESETS`.
+            load_weights: whether trained weights are loaded; no preset has any yet.
             **overrides: schedule, parameterization, objective, ema, augmentation or seed; anything
                 else is an argument of the backbone, such as image_size, num_classes or dtype.
         """
-        return cls.from_parts(parts_of_preset(name, overrides))
+        parts = parts_of_preset(name, overrides)
+        if load_weights:
+            raise ValueError(
+                "No preset has trained weights yet: train one, as by apps/train.py "
+                f"--preset={name}, and open the run by keras_cdiff.load(workdir). "
+                f"Received: name={name!r}, load_weights=True"
+            )
+        return cls.from_parts(parts)
 
     @classmethod
     def from_parts(cls, parts: Mapping, seed: int | None = None) -> "DiffusionModel":

@@ -9,6 +9,7 @@ from keras_cdiff.training.ema_snapshots import EMASnapshots, read_snapshots, rec
 from keras_cdiff.training.evaluation import evaluate_model
 from keras_cdiff.training.generation import (
     generate,
+    load,
     load_run,
     load_weights,
     open_run_autoencoder,
@@ -38,6 +39,7 @@ __all__ = [
     "WorkdirLock",
     "evaluate_model",
     "generate",
+    "load",
     "load_run",
     "load_weights",
     "open_run_autoencoder",

@@ -14,28 +14,57 @@ from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.training.building import build_model, build_sampler, in_pixels
 from keras_cdiff.training.callbacks import class_labels, display_scale
+from keras_cdiff.training.checkpoint import CheckpointFolder, read_checkpoint
 from keras_cdiff.training.configuration import resolve
+from keras_cdiff.training.model_state import restore_networks
 from keras_cdiff.training.run_data import open_run_text_encoder
 from keras_cdiff.training.workdir import Workdir, load_network
+
+
+def load(workdir: str | os.PathLike, step: int | None = None) -> DiffusionModel:
+    """Returns the trained model of a run, finished or not.
+
+    Args:
+        workdir: the run's folder, apps/train.py's --workdir.
+        step: training step of a checkpoint; None for the last.
+
+    Raises:
+        ValueError: if the folder holds no run, or nothing of that step.
+
+    Example:
+
+    ```python
+    samples = keras_cdiff.sample(keras_cdiff.load("runs/emoji"), 16)
+    ```
+    """
+    return load_run(workdir, step=step)[0]
 
 
 def load_run(
     workdir: str | os.PathLike,
     text_encoder: str | None = None,
     autoencoder: str | None = None,
+    step: int | None = None,
 ) -> tuple[DiffusionModel, dict]:
     """Returns the trained model of a workdir, and its configuration.
 
     Args:
-        workdir: the run's folder.
+        workdir: the run's folder. Of a run that is not finished the newest checkpoint is loaded.
         text_encoder: where the run's text encoder is, as `open_text_encoder` takes it; None where
             it was in training.
         autoencoder: where its autoencoder is, as `open_autoencoder` takes it; likewise.
+        step: training step of a checkpoint; None for the last.
 
     Raises:
-        ValueError: if the folder holds no finished run, or one without text or latents that is
-            given their encoder.
+        ValueError: if the folder holds no run or nothing of that step, or one without text or
+            latents that is given their encoder.
     """
+    if (Path(workdir) / "saved_model.pb").is_file():
+        raise ValueError(
+            "This folder holds an exported sampler, which TensorFlow alone loads: "
+            "tf.saved_model.load(path).signatures. Give the --workdir of a training run. "
+            f"Received: workdir={str(workdir)!r}"
+        )
     folder = Workdir(workdir)
     config = folder.config()
     if folder.autoencoder.is_dir():
@@ -51,8 +80,25 @@ def load_run(
             )
         config[kind]["name"] = name  # the fingerprint tells whether it is the same one
     model = build_model(config)
-    folder.load_weights(model)
+    _load(model, folder, step)
     return model, config
+
+
+def _load(model: DiffusionModel, folder: Workdir, step: int | None) -> None:
+    """Loads the weights of a finished run, or a checkpoint's."""
+    finished, checkpoints = folder.weights_step(), CheckpointFolder(folder.checkpoints)
+    if step is None and finished is None and (newest := checkpoints.latest()):
+        restore_networks(model, newest[1])
+    elif step in (None, finished):
+        folder.load_weights(model)
+    elif step in checkpoints.steps():
+        restore_networks(model, read_checkpoint(checkpoints.file(step))[0])
+    else:
+        there = sorted({*checkpoints.steps(), finished} - {None})
+        raise ValueError(
+            f"The run keeps the steps {', '.join(map(str, there)) or 'none'}: give one of them, or "
+            f"leave it out for the last. Received: step={step!r}, workdir={str(folder.path)!r}"
+        )
 
 
 def load_weights(

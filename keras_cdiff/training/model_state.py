@@ -77,6 +77,20 @@ def restore_metrics(model: DiffusionModel, arrays: dict[str, np.ndarray]) -> Non
     _assign(variables, arrays)
 
 
+def restore_networks(model: DiffusionModel, arrays: dict[str, np.ndarray]) -> None:
+    """Assigns the networks and what the model itself holds, for a model that is not compiled.
+
+    Args:
+        model: a model of the same configuration.
+        arrays: what `snapshot` returned.
+
+    Raises:
+        ValueError: if names, shapes or dtypes differ; nothing has been assigned then.
+    """
+    groups = _networks_and_model(model)
+    _assign(_named(groups), {k: v for k, v in arrays.items() if k.split("/")[0] in groups})
+
+
 def _assign(variables: dict[str, keras.Variable], arrays: dict[str, np.ndarray]) -> None:
     differences = [f"{name} is missing" for name in variables if name not in arrays]
     differences += [f"{name} is unknown" for name in arrays if name not in variables]
@@ -112,13 +126,22 @@ def _is_metric(name: str) -> bool:
 
 def _variables(model: DiffusionModel) -> dict[str, keras.Variable]:
     """Every variable by its name in a snapshot."""
+    groups = _networks_and_model(model)
+    groups["optimizer"] = model.optimizer.variables
+    groups["metrics"] = model.metrics_variables
+    return _named(groups)
+
+
+def _networks_and_model(model: DiffusionModel) -> dict[str, list[keras.Variable]]:
+    """The variables of each network, and those of the model itself."""
     groups = {"backbone": model.backbone.variables}
     for number, (_, network) in enumerate(model.averages()):
         groups[f"average_{number}"] = network.variables
     known = {id(variable) for group in groups.values() for variable in group}
-    groups["model"] = [v for v in model.variables if id(v) not in known]
-    groups["optimizer"] = model.optimizer.variables
-    groups["metrics"] = model.metrics_variables
+    return {**groups, "model": [v for v in model.variables if id(v) not in known]}
+
+
+def _named(groups: dict[str, list[keras.Variable]]) -> dict[str, keras.Variable]:
     named = {}
     for group, variables in groups.items():
         for place, variable in enumerate(variables):

@@ -508,6 +508,8 @@ def test_presets_are_built_with_overrides():
         DiffusionModel.from_preset("dit_emoji")
     with pytest.raises(ValueError, match="Received: widht=3"):
         DiffusionModel.from_preset("dit_emoji16", widht=3)
+    with pytest.raises(ValueError, match=r"No preset has trained weights yet.*load_weights=True"):
+        DiffusionModel.from_preset("dit_emoji16", load_weights=True)
 
 
 def test_tensorflow_compiles_a_transformer_by_xla(make_model):

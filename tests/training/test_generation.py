@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_cdiff
 from keras_cdiff import sample, training
 from keras_cdiff.data import to_uint8
 from keras_cdiff.samplers import Heun
@@ -133,3 +134,6 @@ def test_one_weights_file_serves_as_weights_and_average(tmp_path, tiny):
 def test_a_folder_without_a_run_cannot_be_sampled(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json"):
         training.load_run(tmp_path)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(ValueError, match=r"exported sampler.*tf\.saved_model\.load"):
+        keras_cdiff.load(tmp_path)

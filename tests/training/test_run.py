@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import signal
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_cdiff
 from keras_cdiff import training
 from keras_cdiff.training.checkpoint import read_checkpoint
 
@@ -130,6 +132,18 @@ def test_raw_and_averaged_weights_come_back_with_the_run(finished):
             np.testing.assert_array_equal(array(got), array(want))
     raw, average = model.backbone.weights, model.ema_backbone.weights
     assert any(np.any(array(a) != array(b)) for a, b in zip(raw, average, strict=True))
+
+
+def test_a_run_that_is_not_finished_is_loaded_from_its_newest_checkpoint(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    training.Workdir(workdir).weights_step_file.unlink()
+    for step in (None, 9):
+        restored = keras_cdiff.load(workdir, step)
+        assert array(restored.iteration) == 9
+        for got, want in zip(restored.weights, finished[2].weights, strict=True):
+            np.testing.assert_array_equal(array(got), array(want))
+    with pytest.raises(ValueError, match=r"keeps the steps 9: .*Received: step=5"):
+        keras_cdiff.load(workdir, step=5)
 
 
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
