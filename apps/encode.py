@@ -165,9 +165,9 @@ def _encode(processes: "Processes") -> None:
 
 
 def _verify() -> None:
-    from keras_cdiff.data import latent_check
+    from keras_cdiff.data import latent_writer
 
-    found = latent_check.check_store(FLAGS.output)
+    found = latent_writer.check_store(FLAGS.output)
     print(
         f"{FLAGS.output}: all files are what was written: latents of {found['images']} images, "
         f"{found['embeddings']} embeddings of captions, {found['autoencoders']} autoencoders"

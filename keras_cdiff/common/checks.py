@@ -1,5 +1,7 @@
 """Checks of arguments."""
 
+from collections.abc import Container
+
 import numpy as np
 
 
@@ -26,3 +28,11 @@ def check_integer(
             f"`{name}` must be an integer {reach}{explained}. Received: {name}={value!r}"
         )
     return int(value)
+
+
+def check_choice(name: str, value: object, choices: Container) -> None:
+    """Raises a ValueError unless a value is one of the choices."""
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(str, choices))}. Received: {name}={value!r}"
+        )

@@ -1,4 +1,4 @@
-"""Encodes the images of a source into a store of latents, and goes on where it was stopped."""
+"""Encodes images into a store of latents, goes on where it was stopped, and checks the store."""
 
 import contextlib
 import json
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from keras_cdiff.autoencoders import open_autoencoder
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.common.files import exclusive, file_digest, write_whole
+from keras_cdiff.data.captions import CaptionEmbeddings
 from keras_cdiff.data.latent_store import (
     IN_USE,
     PROGRESS,
@@ -241,3 +243,27 @@ def _write_index(source: Source, request: dict, shards: list[dict], folder: Path
         note(path, [list(each) for each in captions], indent=None)
         parts["captions"] = {"file": path.name, "sha256": file_digest(path)}
     note(folder / INDEX, {**request, "shards": shards, **parts})
+
+
+def check_store(folder: str | os.PathLike) -> dict[str, int]:
+    """Reads every file of a store once and compares it with what was noted of it: the latents,
+    labels and captions, the embeddings of captions, and the copy of the autoencoder.
+
+    Args:
+        folder: A finished store.
+
+    Returns:
+        How many were checked: "images", "embeddings" (one for each text encoder) and
+        "autoencoders" (0 or 1).
+
+    Raises:
+        ValueError: If the store is not whole, or one of the files differs.
+    """
+    latents = LatentSource(folder, read_all=True)
+    embeddings = sorted((latents.folder / "text").glob("text-*"))
+    for each in embeddings:
+        CaptionEmbeddings(each, read_all=True)
+    copies = int(latents.keeps_autoencoder)
+    if copies:
+        open_autoencoder(latents.autoencoder_name(), latents.autoencoder["fingerprint"])
+    return {"images": len(latents), "embeddings": len(embeddings), "autoencoders": copies}

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import keras
 
 from keras_cdiff.augmentation import Augmentation
-from keras_cdiff.common.checks import check_integer
+from keras_cdiff.common.checks import check_choice, check_integer
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.presets import preset as get_preset
 from keras_cdiff.presets.parts import part
-from keras_cdiff.training.curriculum_settings import resolve_curriculum
-from keras_cdiff.training.settings import check_choice, given
+from keras_cdiff.training.curriculum_settings import given, resolve_curriculum
 from keras_cdiff.version import __version__
 
 # Of the loss, with the values of their papers.

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import keras
 
+from keras_cdiff.common.checks import check_choice
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.training.building import make_clusters, make_pacing
-from keras_cdiff.training.settings import check_choice, given
 
 CURRICULA = ("paper", "none", "hard_to_easy", "isolated")
 CLUSTERS = ("uniform", "snr", "quantile")
@@ -78,3 +78,8 @@ def _find_clusters(
             f"Received: clusters from {found.edges[0]:g} to {found.edges[-1]:g}"
         )
     return found
+
+
+def given(**values: object) -> dict:
+    """Returns the values that are not None, by name."""
+    return {name: value for name, value in values.items() if value is not None}

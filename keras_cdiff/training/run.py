@@ -27,8 +27,7 @@ from keras_cdiff.training.evaluation import evaluation_callbacks
 from keras_cdiff.training.generation import open_run_autoencoder
 from keras_cdiff.training.interruption import Interruption, WorkdirLock
 from keras_cdiff.training.nonfinite import NonFiniteGuard
-from keras_cdiff.training.run_data import grid_conditions, open_data, with_contexts
-from keras_cdiff.training.watched_source import WatchedSource
+from keras_cdiff.training.run_data import WatchedSource, grid_conditions, open_data, with_contexts
 from keras_cdiff.training.watching import Watching, silence
 from keras_cdiff.training.workdir import Workdir
 

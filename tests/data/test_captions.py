@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff.common.files import exclusive
-from keras_cdiff.data import ArraySource, caption_writer, captions, open_source
+from keras_cdiff.data import ArraySource, captions, open_source
 from keras_cdiff.data.captions import (
     CaptionEmbeddings,
     WithContext,
@@ -73,7 +73,7 @@ def test_what_is_read_is_what_was_encoded(source, tmp_path):
 
 
 def test_each_caption_is_encoded_once(source, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(caption_writer, "_BATCHES", 2)
+    monkeypatch.setattr(captions, "_BATCHES", 2)
     encoder = LetterEncoder()
     whole = embed_captions(source, encoder, tmp_path / "text", batch_size=1)
     assert encoder.seen == ["a cat", "asleep", "a dog", "", "a dog barks"]

@@ -9,8 +9,8 @@ import pytest
 from keras_cdiff.autoencoders import Autoencoder, kl_networks, open_autoencoder
 from keras_cdiff.common.files import exclusive, file_digest
 from keras_cdiff.data import ArraySource, fitted_autoencoder
-from keras_cdiff.data.latent_check import check_store
 from keras_cdiff.data.latent_store import IN_USE, make_request, note
+from keras_cdiff.data.latent_writer import check_store
 
 pytestmark = pytest.mark.backend_free
 

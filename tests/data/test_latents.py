@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from keras_cdiff.data import ArraySource, open_source, prepare_image
-from keras_cdiff.data.latent_check import check_store
 from keras_cdiff.data.latent_store import check_begun, count_encoded
-from keras_cdiff.data.latent_writer import encode_source
+from keras_cdiff.data.latent_writer import check_store, encode_source
 from keras_cdiff.data.latents import LatentSource, draw_latent
 
 pytestmark = pytest.mark.backend_free
