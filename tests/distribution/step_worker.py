@@ -17,10 +17,10 @@ from keras_cdiff import (
     ema,
     objectives,
     parameterizations,
-    replica,
     schedules,
     training,
 )
+from keras_cdiff.distribution import replica
 
 
 def parts():
