@@ -97,7 +97,7 @@ flags.register_validator(
 flags.register_multi_flags_validator(
     [
         *("images", "reference", "write_statistics", "output"),
-        *("workdir", "weights", "preset", "image_size", "num_classes"),
+        *("workdir", "step", "weights", "preset", "image_size", "num_classes"),
     ],
     _one_task,
     message="Give --workdir; or --weights with --preset, --reference and --output; or --images "

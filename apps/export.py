@@ -37,7 +37,7 @@ flags.DEFINE_string("data_licence", None, "Licence of the training data, for the
 
 flags.mark_flag_as_required("output")
 flags.register_multi_flags_validator(
-    ["workdir", "weights", "preset", "image_size", "num_classes", "output"],
+    ["workdir", "step", "weights", "preset", "image_size", "num_classes", "output"],
     sampling_flags.one_model,
     message="Give --workdir, or else --weights with --preset, but not both; and --output.",
 )

@@ -44,7 +44,7 @@ flags.DEFINE_multi_string(
 )
 
 flags.register_multi_flags_validator(
-    ["workdir", "weights", "preset", "image_size", "num_classes", "output"],
+    ["workdir", "step", "weights", "preset", "image_size", "num_classes", "output"],
     sampling_flags.one_model,
     message="Give --workdir, or else --weights with --preset and --output, but not both.",
 )

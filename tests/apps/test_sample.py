@@ -92,6 +92,7 @@ def test_prompts_and_latents(tmp_path, run_app, backend, text_encoder, autoencod
         (("--workdir={workdir}", "--text_encoder=clip"), "not conditioned on text"),
         (("--workdir={workdir}", "--autoencoder=stable_diffusion"), "is not of latents"),
         (("--workdir={workdir}", "--label=9"), "label=9"),
+        (("--workdir={workdir}", "--step=99"), "Received: step=99"),
         (
             ("--workdir={workdir}", "--output={output}", "--guidance=2", "--guidance_interval=3"),
             "--guidance_interval must be two numbers, LOW,HIGH. Received: --guidance_interval=3",
@@ -136,6 +137,7 @@ def test_what_cannot_be_sampled_ends_with_a_message(
         ("--workdir=run", "--num_classes=3"),
         ("--weights=ema.weights.h5", "--output=samples"),
         ("--weights=ema.weights.h5", "--preset=dit_emoji16"),
+        ("--weights=ema.weights.h5", "--preset=dit_emoji16", "--output=samples", "--step=3"),
     ],
 )
 def test_it_must_be_clear_what_is_sampled(run_app, arguments):
