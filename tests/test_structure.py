@@ -1,4 +1,6 @@
-"""BUILD agrees with the files that are there and with what they import."""
+"""BUILD agrees with the files that are there and with what they import; and each module of the
+package imports only from layers below its own, and backends' libraries stay in their rooms.
+"""
 
 import ast
 import re
@@ -244,3 +246,90 @@ def test_an_import_of_a_module_that_is_not_there_is_found():
     files = {**FILES, "apps/train.py": "from keras_cdiff.noises import draw"}
     expected = "apps/train: apps/train.py imports keras_cdiff.noises.draw without a dependency"
     assert find_faults(BUILD, files, CONSTRAINTS) == [expected]
+
+
+# Layers
+
+PACKAGE = ROOT / "keras_cdiff"
+# From the lowest to the highest. What shares a layer does not import from each other.
+LAYERS = [
+    "common presets version",
+    "distribution ema schedules weights",
+    "augmentation backbones objectives parameterizations",
+    "autoencoders curriculum model",
+    "convert data samplers",
+    "evaluation",
+    "training",
+    "export study",
+]
+HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer.split()}
+ROOMS = ("distribution/", "export/", "model/train_step/")
+
+
+def find_layer_faults(path, source):
+    """Sentences on all imports of a file of the package that its layer forbids."""
+    own = path.split("/")[0].removesuffix(".py")
+    for name in imported_names(source):
+        top, *inner = name.split(".")
+        if name.startswith("keras.src"):
+            yield f"{path} imports {name}"
+        if top in ("jax", "tensorflow", "torch") and not path.startswith(ROOMS):
+            yield f"{path} imports {name}"
+        if top == "keras_cdiff" and inner[0] != own and HEIGHT[inner[0]] >= HEIGHT[own]:
+            yield f"{path} imports {name}, which is not below it"
+
+
+def find_circle(graph):
+    """A circle of modules that import each other, or None; `graph` holds what each imports."""
+    done = set()
+
+    def visit(name, above):
+        if name in above:
+            return [*above[above.index(name) :], name]
+        if name not in done:
+            for imported in graph[name]:
+                if circle := visit(imported, [*above, name]):
+                    return circle
+        done.add(name)
+        return None
+
+    return next(filter(None, (visit(name, []) for name in graph)), None)
+
+
+def test_no_modules_import_each_other():
+    sources = {}
+    for path in PACKAGE.rglob("*.py"):
+        sources[module_name(path.relative_to(ROOT).as_posix())] = path.read_text()
+    graph = {}
+    for name, source in sources.items():
+        found = {
+            each if each in sources else each.rpartition(".")[0] for each in imported_names(source)
+        }
+        graph[name] = sorted(found & sources.keys() - {"keras_cdiff", name})
+    assert find_circle(graph) is None
+    assert find_circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]
+
+
+def test_imports_go_down():
+    files = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files} == set(HEIGHT)
+    faults = [
+        fault
+        for path in files
+        for fault in find_layer_faults(path.relative_to(PACKAGE).as_posix(), path.read_text())
+    ]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("schedules/discrete.py", "def f():\n    from keras_cdiff.model import process"),
+        ("samplers/sample.py", "from keras_cdiff.data import pipeline"),
+        ("samplers/sample.py", "import torch"),
+        ("model/process.py", "from keras.src.backend import config"),
+    ],
+)
+def test_each_kind_of_forbidden_import_is_found(path, source):
+    assert len(list(find_layer_faults(path, source))) == 1
+    assert not list(find_layer_faults("study/page.py", "from keras_cdiff.model import process"))
