@@ -4,7 +4,8 @@ import inspect
 from typing import Protocol
 
 import keras
-import numpy as np
+
+from keras_cdiff.common.checks import is_integer
 
 Tensor = keras.KerasTensor
 
@@ -71,7 +72,7 @@ def check_backbone(backbone: object, augmented: bool = False) -> None:
         ("num_classes", 0),
     ):
         value = getattr(backbone, name, None)
-        if not isinstance(value, int | np.integer) or value < least:
+        if not is_integer(value) or value < least:
             missing.append(f"its `{name}` must be an integer of at least {least}")
     parameters = inspect.signature(getattr(backbone, "call", lambda: None)).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -166,7 +167,7 @@ def check_context(shape: tuple, dtype: str, context_width: int) -> None:
 def check_wholes(name: str, values: object, fewest: int) -> None:
     """Raises a ValueError unless `values` are integers of at least 1, and `fewest` or more."""
     sequence = isinstance(values, list | tuple) and len(values) >= fewest
-    if not sequence or not all(isinstance(v, int | np.integer) and v >= 1 for v in values):
+    if not sequence or not all(is_integer(v) and v >= 1 for v in values):
         raise ValueError(
             f"`{name}` must be a list of {fewest} or more positive integers. "
             f"Received: {name}={values!r}"

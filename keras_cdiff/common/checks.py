@@ -5,10 +5,15 @@ from collections.abc import Container
 import numpy as np
 
 
+def is_integer(value: object) -> bool:
+    """Returns whether a value is an integer of Python or NumPy; booleans are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_integer(
     name: str, value: object, least: int = 1, most: int | None = None, meaning: str = ""
 ) -> int:
-    """Returns an integer of Python or NumPy as a Python int; booleans are none.
+    """Returns an integer, as `is_integer` has it, as a Python int.
 
     Args:
         name: what the message calls it.
@@ -20,8 +25,7 @@ def check_integer(
     Raises:
         ValueError: if it is no integer, or out of range.
     """
-    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not integer or value < least or (most is not None and value > most):
+    if not is_integer(value) or value < least or (most is not None and value > most):
         reach = f"of at least {least}" if most is None else f"in [{least}, {most}]"
         explained = f": {meaning}" if meaning else ""
         raise ValueError(

@@ -22,7 +22,7 @@ from keras_cdiff.model.parts import build, deserialize, parts_of_preset
 from keras_cdiff.model.process import Process, guide
 from keras_cdiff.model.train_step import TrainStep
 from keras_cdiff.objectives import Objective
-from keras_cdiff.parameterizations import Parameterization
+from keras_cdiff.parameterizations import Coefficients, Parameterization
 from keras_cdiff.schedules import Schedule
 
 Tensor = keras.KerasTensor
@@ -312,8 +312,10 @@ class DiffusionModel(TrainStep, keras.Model):
         """Returns each decay with the network that carries its average; the first is
         `ema_backbone`.
         """
-        networks = [self.ema_backbone, *self.further_averages] if self.ema_backbone else []
-        return list(zip(check_decays(self.ema), networks, strict=True))
+        if self.ema_backbone is None:
+            return []
+        decays = self.ema if isinstance(self.ema, tuple) else (self.ema,)
+        return list(zip(decays, (self.ema_backbone, *self.further_averages), strict=True))
 
     def network(self, use_ema: bool) -> keras.Model:
         """Returns the first average, if it is asked for and there is one, else the backbone."""
@@ -408,7 +410,7 @@ class DiffusionModel(TrainStep, keras.Model):
             name: None if value is None else ops.concatenate([value, null[name]])
             for name, value in condition.items()
         }
-        twice = self.process.coefficients(ops.concatenate([level, level]))
+        twice = Coefficients(*(ops.concatenate([each, each]) for each in coefficients))
         output = self.process.predict(network, ops.concatenate([x, x]), twice, both)
         conditional, unconditional = ops.split(output, 2)
         channels = guidance_channels or self.backbone.channels

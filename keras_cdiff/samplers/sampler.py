@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.checks import is_integer
 from keras_cdiff.samplers.levels import SPACINGS, noise_levels
 from keras_cdiff.schedules import Schedule
 
@@ -54,7 +55,7 @@ class Sampler(abc.ABC):
             spacing = [float(level) for level in spacing]
             num_steps = len(spacing)
         counts = num_steps if isinstance(num_steps, Sequence) else [num_steps]
-        if not counts or not all(isinstance(n, int | np.integer) and n >= 1 for n in counts):
+        if not counts or not all(is_integer(n) and n >= 1 for n in counts):
             raise ValueError(
                 "`num_steps` must be an integer of at least 1, or a sequence of such integers. "
                 f"Received: num_steps={num_steps!r}"
