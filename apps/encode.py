@@ -36,16 +36,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import backend_flag
-import distribution_flags
-from absl import app, flags
+import launch
+from absl import flags
 
 if TYPE_CHECKING:
     from keras_cdiff.distribution import Processes
 
 FLAGS = flags.FLAGS
-for shared in (backend_flag, distribution_flags):
-    flags.adopt_module_key_flags(shared)  # so that --help shows them
 
 flags.DEFINE_string("data", None, "Images: emoji, npz:PATH, folder:PATH or tfds:NAME.")
 flags.DEFINE_integer("image_size", 256, "Side of the images in pixels.", lower_bound=1)
@@ -76,6 +73,8 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("dry_run", False, "Print as JSON what would be made, and stop. No data is read.")
 flags.DEFINE_bool("verify", False, "Compare all that --output holds with its checksums, and stop.")
+
+launch.define_machine()
 
 flags.register_multi_flags_validator(
     ["data", "verify"],
@@ -174,13 +173,10 @@ def _verify() -> None:
     )
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    backend_flag.choose_backend()
+def main() -> None:
     from keras_cdiff import distribution, training
 
-    with distribution_flags.connected() as processes, distribution.spread(processes):
+    with launch.connected() as processes, distribution.spread(processes):
         try:
             if FLAGS.verify or FLAGS.dry_run:
                 if processes.first:
@@ -194,9 +190,7 @@ def main(argv: list[str]) -> None:
                 file=sys.stderr,
             )
             sys.exit(training.EXIT_INTERRUPTED)
-        except (ModuleNotFoundError, OSError, ValueError) as error:
-            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    launch.run(main)

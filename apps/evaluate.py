@@ -27,14 +27,10 @@ goes on where it stopped when the command is repeated (--write_statistics only w
 import os
 import sys
 
-import backend_flag
-import distribution_flags
-import sampling_flags
-from absl import app, flags
+import launch
+from absl import flags
 
 FLAGS = flags.FLAGS
-for shared in (backend_flag, distribution_flags, sampling_flags):
-    flags.adopt_module_key_flags(shared)  # so that --help shows them
 
 flags.DEFINE_string(
     "images",
@@ -76,6 +72,11 @@ flags.DEFINE_string(
     None,
     "Write the reference's statistics here, and stop.",
 )
+flags.register_validator(
+    "write_statistics",
+    lambda path: path is None or path.endswith(".npz"),
+    message="The name of a statistics file ends in .npz.",
+)
 
 
 def _one_task(values: dict) -> bool:
@@ -83,47 +84,28 @@ def _one_task(values: dict) -> bool:
         others = ("images", "workdir", "weights")
         return bool(values["reference"]) and not any(values[name] for name in others)
     if values["images"]:
-        given = values["reference"] and values["output"]
-        return bool(given) and not any(values[name] for name in ("workdir", "weights"))
+        others = ("workdir", "weights")
+        complete = values["reference"] and values["output"]
+        return bool(complete) and not any(values[name] for name in others)
     from_weights = not values["weights"] or values["reference"]
-    return bool(from_weights) and sampling_flags.one_model(values)
+    return bool(from_weights) and launch.one_model(values)
 
 
-flags.register_validator(
-    "write_statistics",
-    lambda path: path is None or path.endswith(".npz"),
-    message="The name of a statistics file ends in .npz.",
-)
-flags.register_multi_flags_validator(
-    [
-        *("images", "reference", "write_statistics", "output"),
-        *("workdir", "step", "weights", "preset", "image_size", "num_classes"),
-    ],
+SAMPLING = launch.define_model(
     _one_task,
-    message="Give --workdir; or --weights with --preset, --reference and --output; or --images "
-    "with --reference and --output; or --write_statistics with --reference.",
+    "Give --workdir; or --weights with --preset, --reference and --output; or --images with "
+    "--reference and --output; or --write_statistics with --reference.",
+    *("images", "reference", "write_statistics", "output"),
 )
+launch.define_machine()
+_OF_IMAGES = ("batch_size", "use_ema")  # settings of sampling that --images allow
 
 
-def _refuse_sampling_flags() -> None:
-    """Ends the program if flags are given that have an effect on a model's samples alone."""
-    names = ("num_samples", "seed", "sampler", "num_steps", "guidance", "guidance_interval")
-    given = [f"--{name}" for name in names if FLAGS[name].present]
-    if given:
-        sys.exit(f"error: {', '.join(given)} concern samples of a model, and --images are given.")
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    backend_flag.choose_backend()
+def main() -> None:
     from keras_cdiff import distribution
 
-    with distribution_flags.connected() as processes, distribution.spread(processes):
-        try:
-            _evaluate(processes.first)
-        except (FloatingPointError, ImportError, OSError, ValueError) as error:
-            sys.exit(f"error: {error}")
+    with launch.connected() as processes, distribution.spread(processes):
+        _evaluate(processes.first)
 
 
 def _evaluate(writes: bool) -> None:
@@ -145,7 +127,13 @@ def _evaluate(writes: bool) -> None:
             print(f"wrote {FLAGS.write_statistics}")
         return
     if FLAGS.images:
-        _refuse_sampling_flags()
+        wrong = [
+            f"--{n}" for n in ("num_samples", *SAMPLING) if n not in _OF_IMAGES and FLAGS[n].present
+        ]
+        if wrong:
+            sys.exit(
+                f"error: {', '.join(wrong)} concern samples of a model, and --images are given."
+            )
         images, reference = FLAGS.images, FLAGS.reference
         if FLAGS.image_size:
             images = evaluation.SourceImages(images, FLAGS.image_size)
@@ -153,7 +141,7 @@ def _evaluate(writes: bool) -> None:
                 reference = evaluation.SourceImages(reference, FLAGS.image_size)
         result = evaluator.evaluate(images, reference)
     else:
-        model, config = sampling_flags.load_model()
+        model, config = launch.load_model()
         result = training.evaluate_model(
             model,
             config,
@@ -161,7 +149,7 @@ def _evaluate(writes: bool) -> None:
             FLAGS.reference,
             num_samples=FLAGS.num_samples,
             name=FLAGS.workdir or FLAGS.weights,
-            **sampling_flags.sampling_options(),
+            **launch.values(SAMPLING),
         )
     if writes:
         print(result)
@@ -169,4 +157,4 @@ def _evaluate(writes: bool) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    launch.run(main)

@@ -21,66 +21,47 @@ Examples:
 """
 
 import os
-import sys
 
-import backend_flag
-import distribution_flags
-import sampling_flags
-from absl import app, flags
+import launch
+from absl import flags
 
 FLAGS = flags.FLAGS
-for shared in (backend_flag, distribution_flags, sampling_flags):
-    flags.adopt_module_key_flags(shared)  # so that --help shows them
 
-flags.DEFINE_string("output", None, "Folder to write to. Default: WORKDIR/output.")
 flags.DEFINE_integer("num_samples", 64, "Number of samples.", lower_bound=1)
 flags.DEFINE_integer("label", None, "Class of all samples. Default: all in turn.", lower_bound=0)
-
 flags.DEFINE_multi_string(
     "prompt",
     None,
     "What the samples show, for a model conditioned on text; several by giving the flag several "
     "times. Default: the null text.",
 )
-
-flags.register_multi_flags_validator(
-    ["workdir", "step", "weights", "preset", "image_size", "num_classes", "output"],
-    sampling_flags.one_model,
-    message="Give --workdir, or else --weights with --preset and --output, but not both.",
+flags.DEFINE_string("output", None, "Folder to write to. Default: WORKDIR/output.")
+SAMPLING = launch.define_model(
+    launch.one_model,
+    "Give --workdir, or else --weights with --preset and --output, but not both.",
+    "output",
 )
+launch.define_machine()
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    backend_flag.choose_backend()
-    from keras_cdiff import distribution
+def main() -> None:
+    from keras_cdiff import distribution, training
 
-    with distribution_flags.connected() as processes, distribution.spread(processes):
-        try:
-            output = _sample()
-        except (ImportError, OSError, ValueError) as error:
-            sys.exit(f"error: {error}")
+    with launch.connected() as processes, distribution.spread(processes):
+        model, config = launch.load_model()
+        output = FLAGS.output or os.path.join(FLAGS.workdir, "output")
+        training.generate(
+            model,
+            config,
+            output,
+            num_samples=FLAGS.num_samples,
+            label=FLAGS.label,
+            prompts=FLAGS.prompt,
+            **launch.values(SAMPLING),
+        )
         if processes.first:
             print(f"wrote {output}/samples.png and {output}/samples.npz")
 
 
-def _sample() -> str:
-    from keras_cdiff import training
-
-    model, config = sampling_flags.load_model()
-    output = FLAGS.output or os.path.join(FLAGS.workdir, "output")
-    training.generate(
-        model,
-        config,
-        output,
-        num_samples=FLAGS.num_samples,
-        label=FLAGS.label,
-        prompts=FLAGS.prompt,
-        **sampling_flags.sampling_options(),
-    )
-    return output
-
-
 if __name__ == "__main__":
-    app.run(main)
+    launch.run(main)

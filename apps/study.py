@@ -35,16 +35,11 @@ import contextlib
 import io
 import sys
 
-import backend_flag
-import configuration_flags
-import distribution_flags
-from absl import app, flags
+import launch
+from absl import flags
 
 FLAGS = flags.FLAGS
-for module in (backend_flag, configuration_flags, distribution_flags):
-    flags.adopt_module_key_flags(module)  # so that --help shows them
 
-flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration that is studied.")
 flags.DEFINE_string("output", None, "Folder of the study: experts, figures, numbers, REPORT.md.")
 flags.DEFINE_integer(
     "num_experts", 10, "Experts, one an interval; 0 for relative entropies alone.", lower_bound=0
@@ -89,45 +84,33 @@ flags.DEFINE_integer("num_draws", 256, "Draws for each of them.", lower_bound=8)
 flags.DEFINE_integer(
     "entropy_images", 50_000, "Images at most, at even distances in the data.", lower_bound=1
 )
-flags.DEFINE_integer(
-    "num_clusters", None, "Clusters of equal difficulty. Default: the preset's.", lower_bound=1
+flags.DEFINE_string(
+    "preset", "dit_emoji16", f"What is studied, one of: {', '.join(launch.PRESETS)}."
 )
+CHANGES = [
+    *launch.define_settings(launch.settings.Data, "data", "image_size", "num_classes"),
+    *launch.define_settings(launch.settings.Training, "batch_size"),
+    *launch.define_settings(launch.settings.Curriculum, "num_clusters"),
+    *launch.define_settings(launch.settings.Model, "dtype_policy", "seed"),
+]
+launch.define_machine()
 flags.mark_flag_as_required("output")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    backend_flag.choose_backend()
-    from keras_cdiff import distribution, training
+def main() -> None:
+    from keras_cdiff import distribution
 
-    with distribution_flags.connected() as processes, distribution.spread(processes):
+    with launch.connected() as processes, distribution.spread(processes):
         # The others train without a word.
         words = sys.stdout if processes.first else io.StringIO()
-        try:
-            with contextlib.redirect_stdout(words):
-                _study()
-        except training.Interrupted as interrupted:
-            print(interrupted, file=sys.stderr)
-            sys.exit(training.EXIT_INTERRUPTED)
-        except (FloatingPointError, ImportError, OSError, ValueError) as error:
-            sys.exit(f"error: {error}")
+        with contextlib.redirect_stdout(words):
+            _study()
 
 
 def _study() -> None:
     from keras_cdiff import study, training
 
-    config = training.resolve(
-        FLAGS.preset,
-        data=FLAGS.data,
-        image_size=FLAGS.image_size,
-        num_classes=FLAGS.num_classes,
-        steps=FLAGS.reference_steps,
-        batch_size=FLAGS.batch_size,
-        num_clusters=FLAGS.num_clusters,
-        dtype_policy=FLAGS.dtype_policy,
-        seed=FLAGS.seed,
-    )
+    config = training.resolve(FLAGS.preset, steps=FLAGS.reference_steps, **launch.values(CHANGES))
     names = (
         *("num_experts", "steps", "experts", "reference", "extractor", "quality_images"),
         *("quality_every", "num_steps", "loss_every", "num_levels", "num_draws", "entropy_images"),
@@ -136,9 +119,9 @@ def _study() -> None:
         FLAGS.output,
         config,
         schedules=FLAGS.schedule,
-        **{name: FLAGS[name].value for name in names},
+        **launch.values(names),
     )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    launch.run(main)

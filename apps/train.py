@@ -43,139 +43,18 @@ Watch a run with: tensorboard --logdir=runs
 """
 
 import json
-import sys
 
-import backend_flag
-import configuration_flags
-import distribution_flags
-from absl import app, flags
+import launch
+from absl import flags
 
 FLAGS = flags.FLAGS
-for module in (backend_flag, configuration_flags, distribution_flags):
-    flags.adopt_module_key_flags(module)  # so that --help shows them
 
-flags.DEFINE_string("preset", "dit_emoji16", "Name of the configuration to start from.")
-flags.DEFINE_string(
-    "text_encoder",
-    None,
-    "Condition a DiT on the data's captions, embedded by minilm:FILE, clip or clip:FOLDER, and on "
-    "no classes unless --num_classes is given. Default: the preset's.",
-)
 flags.DEFINE_string("workdir", None, "Folder of the run: configuration, log, weights, samples.")
-flags.DEFINE_integer("steps", None, "Training steps. Default: the preset's.", lower_bound=1)
-flags.DEFINE_float(
-    "learning_rate",
-    None,
-    "Learning rate after the warm-up. Default: the preset's.",
-    lower_bound=1e-12,
-    upper_bound=1e3,
-)
-flags.DEFINE_bool(
-    "horizontal_flip", None, "Whether half the images are mirrored. Default: the preset's."
-)
-flags.DEFINE_float(
-    "augment",
-    None,
-    "Probability of each of EDM's augmentations, for U-Nets; 0 for none. Default: the preset's.",
-    lower_bound=0.0,
-    upper_bound=1.0,
-)
-flags.DEFINE_enum(
-    "curriculum",
-    "paper",
-    ["paper", "none", "hard_to_easy", "isolated"],
-    "paper: easy to hard, cumulative; none: the whole noise range from the start; hard_to_easy: "
-    "the reverse, as a control; isolated: each cluster alone, as a control.",
-)
 flags.DEFINE_string(
-    "clusters",
-    None,
-    "How the noise range is cut into clusters: uniform, snr or quantile, or the path of a JSON "
-    "file, such as apps/study.py writes from measured difficulty. Default: the preset's.",
+    "preset", "dit_emoji16", f"What to start from, one of: {', '.join(launch.PRESETS)}."
 )
-flags.DEFINE_integer(
-    "num_clusters", None, "Number of clusters. Default: the preset's.", lower_bound=1
-)
-flags.DEFINE_integer(
-    "patience",
-    None,
-    "Iterations without improvement that a stage may last. Default: the preset's.",
-    lower_bound=1,
-)
-flags.DEFINE_integer(
-    "stage_steps",
-    None,
-    "Iterations of every stage, whatever the loss does, instead of --patience.",
-    lower_bound=1,
-)
-flags.DEFINE_enum(
-    "weighting",
-    None,
-    ["constant", "min_snr", "p2"],
-    "Weighting of the loss, with its paper's values. Default: the preset's.",
-)
-flags.DEFINE_enum(
-    "jit_compile",
-    "auto",
-    ["auto", "true", "false"],
-    "Whether XLA or torch.compile compiles the training step; auto: what suits the network.",
-)
-flags.DEFINE_integer("log_every", 100, "Steps between two records of the log.", lower_bound=1)
-flags.DEFINE_integer(
-    "sample_every", None, "Steps between two sample grids. Default: one at the end.", lower_bound=1
-)
-flags.DEFINE_integer(
-    "checkpoint_every",
-    500,
-    "Steps between two checkpoints, from the newest of which the same command goes on.",
-    lower_bound=1,
-)
-flags.DEFINE_integer("keep_last", 3, "How many of the latest checkpoints are kept.", lower_bound=1)
-flags.DEFINE_integer(
-    "keep_every",
-    None,
-    "Checkpoints of steps divisible by this are kept as well. Default: none.",
-    lower_bound=1,
-)
-flags.DEFINE_integer(
-    "max_nonfinite",
-    10,
-    "Steps in a row with a NaN or infinite loss, which are skipped, before the run ends.",
-    lower_bound=0,
-)
-flags.DEFINE_integer(
-    "gradient_accumulation_steps",
-    1,
-    "Batches whose gradients are averaged for one update; steps count batches.",
-    lower_bound=1,
-)
-flags.DEFINE_float(
-    "global_clipnorm",
-    None,
-    "Greatest norm of all gradients together. Default: no limit.",
-    lower_bound=1e-12,
-)
-flags.DEFINE_bool("rematerialize", False, "Save memory in a DiT by computing activations twice.")
-flags.DEFINE_integer(
-    "evaluate_every",
-    None,
-    "Steps between two evaluations of samples against the training data. Default: none.",
-    lower_bound=1,
-)
-flags.DEFINE_integer("evaluate_samples", 1000, "Samples of each evaluation.", lower_bound=2)
-flags.DEFINE_string(
-    "extractor", "mobilenet_v2", "Network that sees the samples; see apps/evaluate.py --help."
-)
-flags.DEFINE_integer(
-    "validate_every",
-    None,
-    "Steps between two measurements of the loss per cluster on --validation_data. Default: none.",
-    lower_bound=1,
-)
-flags.DEFINE_string("validation_data", None, "Images that training does not see, as --data.")
-flags.DEFINE_integer(
-    "validation_images", 256, "How many of them, at even distances.", lower_bound=2
-)
+flags.DEFINE_bool("dry_run", False, "Print the resolved configuration as JSON and stop.")
+SETTINGS = [name for group in launch.settings.GROUPS for name in launch.define_settings(group)]
 flags.DEFINE_enum(
     "distribution",
     "none",
@@ -190,7 +69,7 @@ flags.DEFINE_integer(
     "Default: all of a process.",
     lower_bound=1,
 )
-flags.DEFINE_bool("dry_run", False, "Print the resolved configuration as JSON and stop.")
+launch.define_machine("distribution", "model_devices")
 
 flags.register_multi_flags_validator(
     ["workdir", "dry_run"],
@@ -199,48 +78,19 @@ flags.register_multi_flags_validator(
 )
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"Flags begin with --. Received: {' '.join(argv[1:])}")
-    backend_flag.choose_backend()
+def main() -> None:
     from keras_cdiff import distribution, training
 
-    names = (
-        *("preset", "data", "image_size", "num_classes", "steps", "batch_size", "learning_rate"),
-        *(
-            "text_encoder",
-            "horizontal_flip",
-            "augment",
-            "curriculum",
-            "clusters",
-            "num_clusters",
-            "patience",
-            "stage_steps",
-            "weighting",
-        ),
-        *("dtype_policy", "jit_compile", "seed", "log_every", "sample_every"),
-        *("checkpoint_every", "keep_last", "keep_every", "max_nonfinite"),
-        *("gradient_accumulation_steps", "global_clipnorm", "rematerialize"),
-        *("evaluate_every", "evaluate_samples", "extractor"),
-        *("validate_every", "validation_data", "validation_images"),
-    )
-    try:
-        config = training.resolve(**{name: FLAGS[name].value for name in names})
-        if FLAGS.dry_run:
-            print(json.dumps(config, indent=2))
-            return
-        kind, together = FLAGS.distribution, FLAGS.model_devices
-        with (
-            distribution_flags.connected() as processes,
-            distribution.distribute(kind, processes, together) as engine,
-        ):
-            training.train(config, FLAGS.workdir, engine=engine)
-    except training.Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        sys.exit(interrupted.exit_code)
-    except (FloatingPointError, ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    config = training.resolve(FLAGS.preset, **launch.values(SETTINGS))
+    if FLAGS.dry_run:
+        print(json.dumps(config, indent=2))
+        return
+    with (
+        launch.connected() as processes,
+        distribution.distribute(FLAGS.distribution, processes, FLAGS.model_devices) as engine,
+    ):
+        training.train(config, FLAGS.workdir, engine=engine)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    launch.run(main)

@@ -9,8 +9,7 @@ import dataclasses
 
 from methods import METHODS, NUM_CLUSTERS, PATIENCE
 
-from keras_cdiff.presets import DIT_SIZES, preset
-from keras_cdiff.presets.parts import part
+from keras_cdiff.presets import DIT_SIZES, part, preset
 
 
 @dataclasses.dataclass(frozen=True)

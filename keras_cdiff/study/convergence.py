@@ -29,8 +29,8 @@ from keras_cdiff.study.measuring import (
 )
 from keras_cdiff.training import Workdir, load_run, train
 from keras_cdiff.training.building import build_sampler
+from keras_cdiff.training.configuration import differences
 from keras_cdiff.training.run_data import open_data
-from keras_cdiff.training.workdir import differences
 
 REFERENCE = "reference"
 

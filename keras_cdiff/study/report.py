@@ -27,7 +27,7 @@ from keras_cdiff.study.plots import (
     plot_qualities,
 )
 from keras_cdiff.training.building import make_clusters
-from keras_cdiff.training.curriculum_settings import CLUSTERS
+from keras_cdiff.training.configuration import CLUSTERS
 
 FRACTIONS = (0.5, 0.9)
 

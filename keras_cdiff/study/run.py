@@ -19,7 +19,7 @@ from keras_cdiff.study.convergence import ConvergenceStudy
 from keras_cdiff.study.entropy_curve import measure_entropy
 from keras_cdiff.study.measuring import refuse_another_study
 from keras_cdiff.study.report import write_report
-from keras_cdiff.training.workdir import differences
+from keras_cdiff.training.configuration import differences
 from keras_cdiff.version import __version__
 
 SCHEDULES = {"linear": LinearBeta, "cosine": Cosine, "edm": EDM, "flow": RectifiedFlow}

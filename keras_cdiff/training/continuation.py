@@ -14,9 +14,10 @@ from keras_cdiff.data import Source, WithContext
 from keras_cdiff.distribution import Processes, arrays_digest
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.training.checkpoint import CheckpointFolder
+from keras_cdiff.training.configuration import differences, read
 from keras_cdiff.training.model_state import restore, restore_metrics
 from keras_cdiff.training.watching import Watching
-from keras_cdiff.training.workdir import Workdir, differences
+from keras_cdiff.training.workdir import Workdir
 
 
 def continue_run(
@@ -64,7 +65,7 @@ def continue_run(
             f"steps={training['steps']}"
         )
     before = {"config": {}, "data": {}, **metadata}
-    changes = differences(before["config"], json.loads(json.dumps(config)))
+    changes = differences(read(before["config"]), json.loads(json.dumps(config)))
     changes += differences(before["data"], describe_data(source), "data.")
     if changes:
         raise ValueError(

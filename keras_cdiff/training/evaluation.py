@@ -30,14 +30,17 @@ from keras_cdiff.evaluation import (
 )
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
+from keras_cdiff.training.configuration import choose, with_settings
 from keras_cdiff.training.generation import open_run_autoencoder, sampling_settings
 from keras_cdiff.training.run_data import open_run_text_encoder
+from keras_cdiff.training.settings import Sampling
 from keras_cdiff.training.workdir import Workdir
 
 # Images of the training data that samples are compared with while a model trains.
 MAX_REFERENCE = 50_000
 
 
+@with_settings(Sampling)
 def evaluate_model(
     model: DiffusionModel,
     config: dict,
@@ -45,14 +48,8 @@ def evaluate_model(
     reference: str | None = None,
     *,
     num_samples: int = 10_000,
-    seed: int = 0,
-    sampler: str | None = None,
-    num_steps: int | None = None,
-    guidance: float | None = None,
-    guidance_interval: tuple[float, float] | None = None,
-    use_ema: bool = True,
-    batch_size: int = 64,
     name: str | None = None,
+    **changes: object,
 ) -> Result:
     """Returns the metrics of a model's samples against a reference.
 
@@ -68,9 +65,8 @@ def evaluate_model(
         reference: name of a data source, or "statistics:PATH"; None for the training data, of
             latents the images that they were made of.
         num_samples: N.
-        seed: sample i has the seed `seed` + i.
-        sampler, num_steps, guidance, guidance_interval, use_ema, batch_size: as for `generate`.
         name: what the samples are called in results; by default as the preset.
+        **changes: settings of sampling:{settings}
 
     Raises:
         ValueError: if an argument is out of its range or does not fit the model, or the reference
@@ -83,25 +79,15 @@ def evaluate_model(
     if isinstance(reference, SourceImages):
         reference = SourceImages(reference.source, *_pixels(model, autoencoder))
     text_encoder = open_run_text_encoder(config)
-    label, context = conditions_like(model, text_encoder, reference, num_samples, seed)
-    options = sampling_settings(
-        model,
-        config,
-        num_samples,
-        sampler=sampler,
-        num_steps=num_steps,
-        label=label,
-        context=context,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-    )
+    chosen = choose(Sampling, changes)
+    label, context = conditions_like(model, text_encoder, reference, num_samples, chosen.seed)
     generated = GeneratedImages(
         model,
         num_samples,
-        **options,
-        seed=seed,
-        use_ema=use_ema,
-        batch_size=batch_size,
+        **sampling_settings(model, config, num_samples, label=label, context=context, **changes),
+        seed=chosen.seed,
+        use_ema=chosen.use_ema,
+        batch_size=chosen.batch_size,
         name=name or config["preset"],
         autoencoder=autoencoder,
     )

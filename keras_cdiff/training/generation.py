@@ -15,9 +15,10 @@ from keras_cdiff.samplers import Guidance, sample
 from keras_cdiff.training.building import build_model, build_sampler, in_pixels
 from keras_cdiff.training.callbacks import class_labels, display_scale
 from keras_cdiff.training.checkpoint import CheckpointFolder, read_checkpoint
-from keras_cdiff.training.configuration import resolve
+from keras_cdiff.training.configuration import choose, resolve, with_settings
 from keras_cdiff.training.model_state import restore_networks
 from keras_cdiff.training.run_data import open_run_text_encoder
+from keras_cdiff.training.settings import Sampling
 from keras_cdiff.training.workdir import Workdir, load_network
 
 
@@ -161,21 +162,16 @@ def open_run_autoencoder(config: dict, model: DiffusionModel | None = None) -> A
     return autoencoder
 
 
+@with_settings(Sampling)
 def generate(
     model: DiffusionModel,
     config: dict,
     output: str | os.PathLike,
     *,
     num_samples: int = 64,
-    seed: int = 0,
-    sampler: str | None = None,
-    num_steps: int | None = None,
     label: int | Sequence[int] | None = None,
     prompts: Sequence[str] | None = None,
-    guidance: float | None = None,
-    guidance_interval: tuple[float, float] | None = None,
-    use_ema: bool = True,
-    batch_size: int = 64,
+    **changes: object,
 ) -> np.ndarray:
     """Draws samples and writes OUTPUT/samples.png, a grid, and OUTPUT/samples.npz, the images.
 
@@ -188,17 +184,11 @@ def generate(
         config: its configuration, whose sampler, steps and guidance are the defaults.
         output: the folder, made if missing.
         num_samples: N.
-        seed: sample i has the seed `seed` + i.
-        sampler: a name in `building.SAMPLERS`; None for the configuration's, with its options.
-        num_steps: steps of the sampler.
         label: class of every sample; None shows all classes in turn, or the null label where there
             are prompts.
         prompts: texts that the samples show in turn, for a model conditioned on text, no more than
             samples; None for the null text.
-        guidance: scale of the guidance.
-        guidance_interval: levels [low, high) at which there is guidance; None for all.
-        use_ema: whether the averaged weights are used.
-        batch_size: samples drawn at once.
+        **changes: settings of sampling:{settings}
 
     Returns:
         The uint8 images.
@@ -220,19 +210,14 @@ def generate(
             )
         context = prompt_contexts(config, prompts)
         context = context[np.arange(num_samples) % len(context)]
-    options = sampling_settings(
-        model,
-        config,
-        num_samples,
-        sampler=sampler,
-        num_steps=num_steps,
-        label=label,
-        context=context,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
-    )
+    chosen = choose(Sampling, changes)
     images = sample(
-        model, num_samples, **options, seed=seed, use_ema=use_ema, batch_size=batch_size
+        model,
+        num_samples,
+        **sampling_settings(model, config, num_samples, label=label, context=context, **changes),
+        seed=chosen.seed,
+        use_ema=chosen.use_ema,
+        batch_size=chosen.batch_size,
     )
     images = to_uint8(images) if autoencoder is None else decode(autoencoder, images)
     if spreading().first:
@@ -272,17 +257,15 @@ def prompt_contexts(config: dict, prompts: Sequence[str]) -> np.ndarray:
     return encoder.encode(list(prompts))
 
 
+@with_settings(Sampling)
 def sampling_settings(
     model: DiffusionModel,
     config: dict,
     num_samples: int,
     *,
-    sampler: str | None = None,
-    num_steps: int | None = None,
     label: int | Sequence[int] | None = None,
     context: np.ndarray | TextContexts | None = None,
-    guidance: float | None = None,
-    guidance_interval: tuple[float, float] | None = None,
+    **changes: object,
 ) -> dict:
     """Returns how samples of a run are drawn: sampler, label, context and guidance, for `sample`.
 
@@ -292,27 +275,28 @@ def sampling_settings(
     Raises:
         ValueError: if there is no such sampler, or an interval limits no guidance.
     """
-    settings, options = config["sampling"], {}
-    if sampler in (None, settings["sampler"]):
-        num_steps = settings["num_steps"] if num_steps is None else num_steps
-        options = settings.get("options", {})
+    preset, options, chosen = config["sampling"], {}, choose(Sampling, changes)
+    num_steps, guidance = chosen.num_steps, chosen.guidance
+    if chosen.sampler in (None, preset["sampler"]):
+        num_steps = preset["num_steps"] if num_steps is None else num_steps
+        options = preset.get("options", {})
     if label is None and context is None:
         label = class_labels(model.num_classes, num_samples)
     if guidance is None:
         guided = label is not None or context is not None
-        guidance = settings["guidance"] if guided else 1.0
-    if guidance_interval is not None and guidance == 1.0:
+        guidance = preset["guidance"] if guided else 1.0
+    if chosen.guidance_interval is not None and guidance == 1.0:
         raise ValueError(
             "`guidance_interval` limits a guidance, and there is none: give a guidance other "
             "than 1, or leave the interval out. "
-            f"Received: guidance=1, guidance_interval={guidance_interval}"
+            f"Received: guidance=1, guidance_interval={chosen.guidance_interval}"
         )
-    channels = model.image_shape[-1]
+    name, channels = chosen.sampler or preset["sampler"], model.image_shape[-1]
     return {
-        "sampler": build_sampler(sampler or settings["sampler"], num_steps, channels, **options),
+        "sampler": build_sampler(name, num_steps, channels, **options),
         "label": label,
         "context": context,
-        "guidance": Guidance(guidance, interval=guidance_interval),
+        "guidance": Guidance(guidance, interval=chosen.guidance_interval),
     }
 
 

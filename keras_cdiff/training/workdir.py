@@ -32,22 +32,8 @@ import keras
 from keras_cdiff.autoencoders import Autoencoder
 from keras_cdiff.common.files import write_whole
 from keras_cdiff.model.diffusion_model import DiffusionModel
+from keras_cdiff.training.configuration import differences, read
 from keras_cdiff.training.log_files import cut_jsonl
-
-# What may change when a run goes on: how long it trains, what is watched and kept, where it runs.
-_MAY_CHANGE = (
-    "autoencoder.name",  # where it lies; its fingerprint must stay
-    "backend",
-    "checkpoints",
-    "evaluation",
-    "keras_cdiff",
-    "text_encoder.name",
-    "training.log_every",
-    "training.max_nonfinite",
-    "training.sample_every",
-    "training.steps",
-    "validation",
-)
 
 
 class Workdir:
@@ -148,7 +134,7 @@ class Workdir:
         """Returns the configuration of the run.
 
         Raises:
-            ValueError: if the folder holds none.
+            ValueError: if the folder holds none, or that of another version which cannot be read.
         """
         received = f"Received: workdir={str(self.path)!r}"
         if not self.config_file.is_file():
@@ -164,7 +150,7 @@ class Workdir:
                 f"The workdir's config.json is damaged: {error}. Restore it, from a checkpoint's "
                 f"manifest.json if there is one, or choose another --workdir. {received}"
             ) from error
-        return config
+        return read(config)
 
     def keep_autoencoder(self, autoencoder: Autoencoder) -> None:
         """Copies an autoencoder that was trained here, so that the folder can be moved by itself;
@@ -264,19 +250,3 @@ def _count_arrays(path: Path) -> int:
 
 def _to_json(config: dict) -> str:
     return json.dumps(config, indent=2, allow_nan=False) + "\n"
-
-
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Returns a line for each setting that differs between two configurations of one run and must
-    not.
-    """
-    lines = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if f"{prefix}{key}" in _MAY_CHANGE:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key} was {a!r} and is now {b!r}")
-    return lines

@@ -1,10 +1,11 @@
+import dataclasses
 import json
 
 import pytest
 
 from keras_cdiff import training
-from keras_cdiff.training.configuration import DTYPE_POLICIES, WEIGHTINGS
-from keras_cdiff.training.curriculum_settings import CLUSTERS, CURRICULA
+from keras_cdiff.presets import PRESETS
+from keras_cdiff.training import settings
 
 
 def test_a_run_keeps_everything_in_its_workdir(tmp_path, train_small, backend, quick):
@@ -128,10 +129,19 @@ def test_what_cannot_be_trained_ends_with_a_message(tmp_path, run_app, arguments
 
 
 @pytest.mark.backend_free
-def test_the_help_has_examples_and_the_choices_of_the_package(run_app):
+def test_the_help_has_examples_all_settings_under_headings_and_the_presets(run_app):
     process = run_app("train", "--help")
-    for choices in (CURRICULA, DTYPE_POLICIES, WEIGHTINGS):
-        assert f"<{'|'.join(choices)}>" in process.stdout
+    assert process.returncode == 0
     words = " ".join(process.stdout.split())
-    assert f"{', '.join(CLUSTERS[:-1])} or {CLUSTERS[-1]}" in words
-    assert "python apps/train.py --workdir=runs/emoji" in process.stdout
+    assert "python apps/train.py --workdir=runs/emoji" in words
+    assert ", ".join(PRESETS) in words
+    place = words.index("This program:")
+    for group in settings.GROUPS:
+        place = words.index(group.__doc__.rstrip(".") + ":", place)
+        for field in dataclasses.fields(group):
+            setting, kind = settings.describe(field)
+            flag = f"--[no]{field.name} " if kind is bool else f"--{field.name}="
+            place = words.index(flag, place)
+            assert setting.help in words[place:]
+            assert not setting.choices or f"<{'|'.join(setting.choices)}>" in words[place:]
+    assert words.index("Where it runs:") > place

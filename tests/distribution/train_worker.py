@@ -21,14 +21,15 @@ if keras.backend.backend() == "tensorflow":
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "apps"))
 
-import distribution_flags  # noqa: E402
+import launch  # noqa: E402
 from absl import flags  # noqa: E402
 
 from keras_cdiff import distribution, training  # noqa: E402
 
+launch.define_machine()
 flags.FLAGS(["train_worker"])
 with (
-    distribution_flags.connected() as processes,
+    launch.connected() as processes,
     distribution.distribute(kind, processes, 4 if kind == "model" else None) as engine,
 ):
     if killed and processes.index == int(killed[0]):

@@ -1,15 +1,20 @@
 import copy
+import dataclasses
+import inspect
 import json
+import re
+from pathlib import Path
 
 import keras
 import pytest
 
 from keras_cdiff import presets, training
 from keras_cdiff.curriculum import Clusters
-from keras_cdiff.training import building, configuration
+from keras_cdiff.training import building, configuration, settings
 
 pytestmark = pytest.mark.backend_free
 
+RESUMING = Path(__file__).parents[2] / "docs" / "resuming.md"
 SMALL_UNET = {"num_blocks": 1, "channel_multipliers": [1], "attention_resolutions": []}
 
 
@@ -95,8 +100,8 @@ def test_other_data_decides_the_number_of_classes_unless_it_is_given(arguments, 
         ("dit_emoji16", {"image_size": 15}, "multiple of 2.*image_size=15"),
         ("edm_emoji16", {"image_size": 18}, "multiple of 4.*image_size=18"),
         ("dit_emoji16", {"num_classes": -1}, "num_classes=-1"),
-        ("dit_emoji16", {"augment": 0.1}, "told of it.*augment=0.1, preset='dit_emoji16'"),
-        ("edm_emoji16", {"augment": 1.5}, "probability=1.5"),
+        ("dit_emoji16", {"augment": 0.1}, "conditioned on it.*augment=0.1, preset='dit_emoji16'"),
+        ("edm_emoji16", {"augment": 1.5}, "in .0.0, 1.0.. Received: augment=1.5"),
         ("dit_emoji16", {"seed": -1}, "seed=-1"),
         ("dit_emoji16", {"seed": 2**32}, "seed=4294967296"),
         ("dit_emoji16", {"dtype_policy": "float8"}, "mixed_bfloat16.*float8"),
@@ -106,7 +111,7 @@ def test_other_data_decides_the_number_of_classes_unless_it_is_given(arguments, 
         ("dit_emoji16", {"clusters": Clusters([0, 1, 2]), "num_clusters": 3}, "are 2: leave.*=3"),
         ("dit_emoji16", {"patience": 0}, "patience=0"),
         ("dit_emoji16", {"stage_steps": 0}, "steps=0"),
-        ("dit_emoji16", {"stage_steps": 2**24}, "steps=16777216"),
+        ("dit_emoji16", {"stage_steps": 2**24}, "stage_steps=16777216"),
         ("dit_emoji16", {"stage_steps": 5, "patience": 5}, "one of both.*=5, stage_steps=5"),
         ("dit_emoji16", {"weighting": "snr"}, "min_snr.*weighting='snr'"),
         ("dit_emoji16", {"num_clusters": 0}, "num_clusters=0"),
@@ -172,7 +177,7 @@ def test_stages_of_fixed_length_have_no_patience():
 
 
 @pytest.mark.parametrize(("augment", "features"), [(None, 0), (0.3, 9), (0.0, 0)])
-def test_augmentation_is_set_with_the_network_that_is_told_of_it(augment, features):
+def test_augmentation_is_set_with_the_network_that_is_conditioned_on_it(augment, features):
     config = training.resolve("edm_emoji16", image_size=8, augment=augment)
     config["model"]["backbone"] |= {"width": 8, **SMALL_UNET}
     assert json.loads(json.dumps(config)) == config
@@ -221,3 +226,55 @@ def test_evaluation_and_validation_are_off_unless_they_are_asked_for():
 def test_evaluation_that_could_not_run_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         training.resolve("dit_emoji16", **arguments)
+
+
+def test_the_choices_of_settings_are_those_of_the_package():
+    choices = {
+        field.name: settings.describe(field)[0].choices
+        for group in (*settings.GROUPS, settings.Sampling)
+        for field in dataclasses.fields(group)
+    }
+    assert choices["weighting"] == tuple(configuration.WEIGHTINGS)
+    assert choices["sampler"] == tuple(building.SAMPLERS)
+
+
+def test_every_setting_is_an_argument_with_its_help():
+    parameters = inspect.signature(training.resolve).parameters
+    assert list(parameters) == ["preset", *names_of(*settings.GROUPS)]
+    assert parameters["keep_last"].default == 3
+    for group in settings.GROUPS:
+        for field in dataclasses.fields(group):
+            assert settings.describe(field)[0].help in training.resolve.__doc__
+    with pytest.raises(TypeError, match="keep_first"):
+        training.resolve("dit_emoji16", keep_first=3)
+
+
+def test_the_documents_name_what_may_change_when_a_run_goes_on():
+    changing = [
+        field.name
+        for group in settings.GROUPS
+        for field in dataclasses.fields(group)
+        if settings.describe(field)[0].may_change
+    ]
+    row = next(line for line in RESUMING.read_text().splitlines() if "everything else" in line)
+    assert re.findall(r"`--(\w+)`", row) == [*changing, "backend", "distribution"]
+
+
+def test_settings_that_a_run_was_written_without_have_their_defaults():
+    config = training.resolve("dit_emoji16", keep_every=7, evaluate_every=3)
+    older = copy.deepcopy(config)
+    del older["training"]["global_clipnorm"], older["checkpoints"]["keep_last"]
+    assert configuration.read(older) == config
+    assert configuration.read(config) == config
+
+
+def test_settings_of_another_version_are_refused_by_name():
+    config = training.resolve("dit_emoji16")
+    config["training"]["momentum"] = 0.9
+    config["keras_cdiff"] = "9.0"
+    with pytest.raises(ValueError, match=r"by keras_cdiff 9.0.*Received: training.momentum"):
+        configuration.read(config)
+
+
+def names_of(*groups):
+    return [field.name for group in groups for field in dataclasses.fields(group)]
