@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_cdiff import DiffusionModel
 from keras_cdiff.training import CheckpointFolder, snapshot
-from keras_cdiff.training.background_writer import BackgroundWriter
+from keras_cdiff.training.checkpoint_callback import BackgroundWriter
 
 
 class Clock(keras.callbacks.Callback):

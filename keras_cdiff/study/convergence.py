@@ -88,11 +88,12 @@ class ConvergenceStudy:
     ):
         self.folder, self.config = Path(folder), copy.deepcopy(config)
         self.config["curriculum"] = None
-        self.source, text_encoder = open_data(self.config)
-        if text_encoder is not None:
+        data = open_data(self.config)
+        self.source = data.source
+        if data.text_encoder is not None:
             raise ValueError(
                 "Experts are measured on images with classes or without, and not with text: choose "
-                f"another preset. Received: text_encoder={text_encoder.name!r}"
+                f"another preset. Received: text_encoder={data.text_encoder.name!r}"
             )
         if evaluator is not None and self.config["autoencoder"] is not None:
             raise ValueError(

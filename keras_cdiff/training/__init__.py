@@ -1,7 +1,7 @@
 """Training runs: configuration, workdir, callbacks, checkpoints, samples of what was trained."""
 
 from keras_cdiff.common.tensorboard import TensorBoardWriter
-from keras_cdiff.training.callbacks import RunLog, SampleGrid, StopAt
+from keras_cdiff.training.callbacks import NonFiniteGuard, RunLog, SampleGrid, StopAt
 from keras_cdiff.training.checkpoint import CheckpointFolder, DamagedCheckpoint
 from keras_cdiff.training.checkpoint_callback import CheckpointCallback, Interrupted, resume
 from keras_cdiff.training.configuration import resolve
@@ -12,14 +12,13 @@ from keras_cdiff.training.generation import (
     load,
     load_run,
     load_weights,
-    open_run_autoencoder,
     prompt_contexts,
     sampling_settings,
 )
 from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption, WorkdirLock
 from keras_cdiff.training.model_state import restore, snapshot
-from keras_cdiff.training.nonfinite import NonFiniteGuard
 from keras_cdiff.training.run import train
+from keras_cdiff.training.run_data import open_run_autoencoder
 from keras_cdiff.training.workdir import Workdir
 
 __all__ = [

@@ -89,6 +89,13 @@ def build_sampler(
     return SAMPLERS[name](**count, **{**clip, **options})
 
 
+def build_run_sampler(config: dict) -> Sampler:
+    """Returns the sampler of a configuration, as it draws a run's grids."""
+    sampling, channels = config["sampling"], config["model"]["backbone"]["channels"]
+    options = sampling.get("options", {})
+    return build_sampler(sampling["sampler"], sampling["num_steps"], channels, **options)
+
+
 def in_pixels(channels: int) -> bool:
     """Returns whether images of so many channels are grey or RGB, rather than latents."""
     return channels in (1, 3)

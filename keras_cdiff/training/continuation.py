@@ -10,20 +10,19 @@ import keras
 import numpy as np
 
 from keras_cdiff.common.callbacks import PeriodicCallback
-from keras_cdiff.data import Source, WithContext
 from keras_cdiff.distribution import Processes, arrays_digest
 from keras_cdiff.model.diffusion_model import DiffusionModel
+from keras_cdiff.training.callbacks import RankAware
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.configuration import differences, read
 from keras_cdiff.training.model_state import restore, restore_metrics
-from keras_cdiff.training.watching import Watching
+from keras_cdiff.training.run_data import RunData
 from keras_cdiff.training.workdir import Workdir
 
 
 def continue_run(
     model: DiffusionModel,
-    config: dict,
-    source: Source,
+    data: RunData,
     folder: Workdir,
     checkpoints: CheckpointFolder,
     processes: Processes,
@@ -32,11 +31,10 @@ def continue_run(
 
     Args:
         model: a compiled model whose optimizer is built.
-        config: the resolved configuration.
-        source: the training data.
+        data: what it trains on, with its configuration.
         folder: of the run.
         checkpoints: those in it.
-        processes: the processes that train together.
+        processes: the processes that train training.
 
     Returns:
         Its step, and its arrays if they hold the metrics of a log interval that goes on.
@@ -44,6 +42,7 @@ def continue_run(
     Raises:
         ValueError: if the checkpoint is that of another run, or there is none of a finished one.
     """
+    config = data.config
     folder.check(config)  # again: another process may have been here before the lock
     received = f"Received: workdir={str(folder.path)!r}"
     found = checkpoints.latest() if folder.config_file.exists() else None
@@ -66,7 +65,7 @@ def continue_run(
         )
     before = {"config": {}, "data": {}, **metadata}
     changes = differences(read(before["config"]), json.loads(json.dumps(config)))
-    changes += differences(before["data"], describe_data(source), "data.")
+    changes += differences(before["data"], data.describe(), "data.")
     if changes:
         raise ValueError(
             f"The checkpoint of step {step} belongs to another run, or its data has changed: "
@@ -76,18 +75,6 @@ def continue_run(
     restore(model, arrays)
     same_interval = before["config"]["training"]["log_every"] == training["log_every"]
     return step, arrays if same_interval else None
-
-
-def describe_data(source: Source | WithContext) -> dict:
-    """Returns what must not change in the data while a run trains on it, as far as it is known
-    without reading the images.
-    """
-    description = {"images": len(source), "class_names": list(source.class_names)}
-    if hasattr(source, "latent_size"):
-        description["latents"] = source.digest()
-    if isinstance(source, WithContext):
-        description["captions"] = source.embeddings.folder.name
-    return description
 
 
 def fit_intervals(
@@ -121,19 +108,19 @@ def fit_intervals(
     if rest < epochs:
         calls.append((max(done, rest * log_every), rest, epochs, log_every))
     for callback in callbacks:
-        if isinstance(callback, PeriodicCallback | Watching):
+        if isinstance(callback, PeriodicCallback | RankAware):
             callback.count_from = begun * log_every
     if within and arrays:
         callbacks = [_RestoreMetrics(arrays), *callbacks]
-    together = _OneTraining(callbacks, model, len(calls), epochs)
+    training = _OneTraining(callbacks, model, len(calls), epochs)
     for first_step, initial_epoch, last_epoch, steps_per_epoch in calls:
-        together.set_params({"epochs": epochs, "steps": steps_per_epoch, "verbose": 0})
+        training.set_params({"epochs": epochs, "steps": steps_per_epoch, "verbose": 0})
         model.fit(
             make_batches(first_step),
             initial_epoch=initial_epoch,
             epochs=last_epoch,
             steps_per_epoch=steps_per_epoch,
-            callbacks=together,
+            callbacks=training,
             shuffle=False,  # the batches are shuffled already
         )
 

@@ -31,8 +31,12 @@ from keras_cdiff.evaluation import (
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.training.configuration import choose, with_settings
-from keras_cdiff.training.generation import open_run_autoencoder, sampling_settings
-from keras_cdiff.training.run_data import open_run_text_encoder
+from keras_cdiff.training.generation import sampling_settings
+from keras_cdiff.training.run_data import (
+    RunData,
+    open_run_autoencoder,
+    open_run_text_encoder,
+)
 from keras_cdiff.training.settings import Sampling
 from keras_cdiff.training.workdir import Workdir
 
@@ -96,30 +100,26 @@ def evaluate_model(
 
 def evaluation_callbacks(
     model: DiffusionModel,
-    config: dict,
-    source: Source,
+    data: RunData,
     sampler: Sampler,
     workdir: Workdir,
     tensorboard: TensorBoardWriter,
-    text_encoder: TextEncoder | None = None,
-    autoencoder: Autoencoder | None = None,
 ) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks that evaluate a run while it trains, as its configuration asks for.
+    """Returns the callbacks that evaluate a run while it trains, as its configuration says.
 
     Args:
         model: the model that is trained.
-        config: the resolved configuration.
-        source: the training data, the reference for samples.
+        data: what it trains on, the reference for samples.
         sampler: how samples are drawn.
         workdir: the run's folder.
         tensorboard: the run's events.
-        text_encoder: that of a model conditioned on text.
-        autoencoder: that of a model of latents.
 
     Raises:
         ValueError: if the extractor cannot be opened, or the validation data does not fit the
             model.
     """
+    config, source, text_encoder = data.config, data.source, data.text_encoder
+    autoencoder = data.autoencoder
     callbacks = []
     if config.get("evaluation"):
         settings, count = config["evaluation"], config["evaluation"]["num_samples"]

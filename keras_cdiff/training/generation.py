@@ -12,12 +12,12 @@ from keras_cdiff.data import TextContexts, save_image_grid, to_uint8, write_batc
 from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, sample
-from keras_cdiff.training.building import build_model, build_sampler, in_pixels
+from keras_cdiff.training.building import build_model, build_sampler
 from keras_cdiff.training.callbacks import class_labels, display_scale
 from keras_cdiff.training.checkpoint import CheckpointFolder, read_checkpoint
 from keras_cdiff.training.configuration import choose, resolve, with_settings
 from keras_cdiff.training.model_state import restore_networks
-from keras_cdiff.training.run_data import open_run_text_encoder
+from keras_cdiff.training.run_data import open_run_autoencoder, open_run_text_encoder
 from keras_cdiff.training.settings import Sampling
 from keras_cdiff.training.workdir import Workdir, load_network
 
@@ -128,38 +128,6 @@ def load_weights(
         if network is not None:
             load_network(network, weights)
     return model, config
-
-
-def open_run_autoencoder(config: dict, model: DiffusionModel | None = None) -> Autoencoder | None:
-    """Returns the autoencoder of a run on latents; None for a run in pixels.
-
-    Args:
-        config: the run's configuration.
-        model: its model, of whose channels the latents must be; None for the configuration's.
-
-    Raises:
-        ValueError: if it is not known, cannot be opened, or is not the one that the model was
-            trained with.
-    """
-    channels = config["model"]["backbone"]["channels"]
-    if model is not None:
-        channels = model.image_shape[-1]
-    described = config.get("autoencoder")
-    if in_pixels(channels):
-        return None
-    if described is None:
-        raise ValueError(
-            "Samples of this model are latents: say which autoencoder decodes them, by "
-            "--autoencoder=stable_diffusion or kl:FOLDER. "
-            f"Received: preset={config['preset']!r}, with {channels} channels"
-        )
-    autoencoder = open_autoencoder(described["name"], described["fingerprint"])
-    if autoencoder.channels != channels:
-        raise ValueError(
-            f"The autoencoder must have latents of {channels} channels, as the model has. "
-            f"Received: autoencoder={described['name']!r} of {autoencoder.channels} channels"
-        )
-    return autoencoder
 
 
 @with_settings(Sampling)

@@ -1,9 +1,11 @@
 """What a run learns from: its data, and what that decides in its configuration."""
 
+import dataclasses
 import os
 
 import numpy as np
 
+from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
 from keras_cdiff.data import (
     LatentSource,
     Source,
@@ -11,24 +13,105 @@ from keras_cdiff.data import (
     WithContext,
     caption_folder,
     embed_captions,
+    make_dataset,
     open_source,
     open_text_encoder,
 )
+from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.training.building import in_pixels
 from keras_cdiff.training.callbacks import GRID_SAMPLES
 
 _PLACEHOLDER = ":PATH"  # in presets, of what only the user knows
 
 
-def open_data(config: dict) -> tuple[Source, TextEncoder | None]:
+@dataclasses.dataclass
+class RunData:
+    """What a run learns from.
+
+    Attributes:
+        config: the run's configuration, complete.
+        source: the training data; with the contexts of its captions after `embed_captions`.
+        text_encoder: what embeds captions, if the model is conditioned on them.
+        autoencoder: what decodes samples that are latents, after `open_autoencoder`.
+    """
+
+    config: dict
+    source: Source | WithContext
+    text_encoder: TextEncoder | None = None
+    autoencoder: Autoencoder | None = None
+
+    def open_autoencoder(self) -> None:
+        """Opens the autoencoder if the run shows or measures samples, or keeps a copy of it."""
+        config = self.config
+        described = config["autoencoder"] or {"name": ""}
+        shown = config["training"]["sample_every"] or config["evaluation"]
+        if shown or described["name"].startswith("kl:"):
+            self.autoencoder = open_run_autoencoder(config)
+
+    def embed_captions(self, workdir: str | os.PathLike) -> None:
+        """Gives the source the contexts of its captions, if there is a text encoder; they are kept
+        beside the data, or in the workdir where that cannot be.
+        """
+        if self.text_encoder is not None:
+            folder = caption_folder(self.source.name, os.path.join(workdir, "text"))
+            contexts = embed_captions(self.source, self.text_encoder, folder)
+            self.source = WithContext(self.source, contexts)
+
+    def batches(
+        self, start_step: int, shard: tuple[int, int], source: "ReadErrors | None" = None
+    ) -> object:
+        """Returns the batches from a step on.
+
+        Args:
+            start_step: the step.
+            shard: which part of each batch, as `make_dataset` takes it.
+            source: what examples are read from, if not from the source itself.
+        """
+        backbone, training = self.config["model"]["backbone"], self.config["training"]
+        return make_dataset(
+            source or self.source,
+            backbone["image_size"],
+            training["batch_size"],
+            seed=self.config["seed"],
+            channels=backbone["channels"],
+            horizontal_flip=training["horizontal_flip"],
+            start_step=start_step,
+            labels=backbone["num_classes"] > 0,
+            shard=shard,
+        )
+
+    def grid_conditions(self) -> dict:
+        """Returns what a run's grids show: the first captions of examples at even distances, with
+        their labels if the model has classes too; nothing special without contexts.
+        """
+        source = self.source
+        if not isinstance(source, WithContext):
+            return {}
+        examples = [source[n * len(source) // GRID_SAMPLES] for n in range(GRID_SAMPLES)]
+        conditions = {"context": np.stack([example["contexts"][0] for example in examples])}
+        if self.config["model"]["backbone"]["num_classes"]:
+            conditions["label"] = np.array([example["label"] for example in examples])
+        return conditions
+
+    def describe(self) -> dict:
+        """Returns what must not change in the data while a run trains on it, as far as it is known
+        without reading the images.
+        """
+        source = self.source
+        description = {"images": len(source), "class_names": list(source.class_names)}
+        if hasattr(source, "latent_size"):
+            description["latents"] = source.digest()
+        if isinstance(source, WithContext):
+            description["captions"] = source.embeddings.folder.name
+        return description
+
+
+def open_data(config: dict) -> RunData:
     """Opens the data of a run and writes into the configuration what it decides there: the number
     of classes, the autoencoder of latents, the text encoder and the width of contexts.
 
     Args:
         config: the resolved configuration, which is changed.
-
-    Returns:
-        The source; and the text encoder, if the model is conditioned on captions.
 
     Raises:
         ValueError: if the data or the text encoder cannot be opened, or does not fit the model.
@@ -42,31 +125,18 @@ def open_data(config: dict) -> tuple[Source, TextEncoder | None]:
         )
     _check_kind(config)
     source = open_source(data)
-    backbone = config["model"]["backbone"]
     if isinstance(source, LatentSource):
         images = {"images": source.source_name, "image_size": source.image_size}
         config["autoencoder"] = {**source.autoencoder, **images}
     encoder = open_run_text_encoder(config)
-    backbone["num_classes"] = count_classes(config, source)
+    config["model"]["backbone"]["num_classes"] = count_classes(config, source)
     if encoder is not None and not source.has_captions:
         raise ValueError(
             "A model conditioned on text needs captions: an array `captions` of an npz file, a "
             "metadata.csv of a folder, or a data set of TFDS that has some. "
             f"Received: data={data!r} without captions"
         )
-    return source, encoder
-
-
-def with_contexts(
-    source: Source, encoder: TextEncoder | None, workdir: str | os.PathLike
-) -> Source:
-    """Returns the source with the contexts of its captions, which are encoded once and kept beside
-    the data, or in the workdir where that cannot be; the source itself without an encoder.
-    """
-    if encoder is None:
-        return source
-    folder = caption_folder(source.name, os.path.join(workdir, "text"))
-    return WithContext(source, embed_captions(source, encoder, folder))
+    return RunData(config, source, encoder)
 
 
 def open_run_text_encoder(config: dict) -> TextEncoder | None:
@@ -96,17 +166,36 @@ def open_run_text_encoder(config: dict) -> TextEncoder | None:
     return encoder
 
 
-def grid_conditions(source: Source | WithContext, num_classes: int) -> dict:
-    """Returns what a run's grids show: the first captions of examples at even distances, with their
-    labels if the model has classes too; nothing special for a source without contexts.
+def open_run_autoencoder(config: dict, model: DiffusionModel | None = None) -> Autoencoder | None:
+    """Returns the autoencoder of a run on latents; None for a run in pixels.
+
+    Args:
+        config: the run's configuration.
+        model: its model, of whose channels the latents must be; None for the configuration's.
+
+    Raises:
+        ValueError: if it is not known, cannot be opened, or is not the one that the model was
+            trained with.
     """
-    if not isinstance(source, WithContext):
-        return {}
-    examples = [source[n * len(source) // GRID_SAMPLES] for n in range(GRID_SAMPLES)]
-    conditions = {"context": np.stack([example["contexts"][0] for example in examples])}
-    if num_classes:
-        conditions["label"] = np.array([example["label"] for example in examples])
-    return conditions
+    channels = config["model"]["backbone"]["channels"]
+    if model is not None:
+        channels = model.image_shape[-1]
+    described = config.get("autoencoder")
+    if in_pixels(channels):
+        return None
+    if described is None:
+        raise ValueError(
+            "Samples of this model are latents: say which autoencoder decodes them, by "
+            "--autoencoder=stable_diffusion or kl:FOLDER. "
+            f"Received: preset={config['preset']!r}, with {channels} channels"
+        )
+    autoencoder = open_autoencoder(described["name"], described["fingerprint"])
+    if autoencoder.channels != channels:
+        raise ValueError(
+            f"The autoencoder must have latents of {channels} channels, as the model has. "
+            f"Received: autoencoder={described['name']!r} of {autoencoder.channels} channels"
+        )
+    return autoencoder
 
 
 def count_classes(config: dict, source: Source) -> int:
@@ -152,7 +241,7 @@ def _check_kind(config: dict) -> None:
         )
 
 
-class WatchedSource:
+class ReadErrors:
     """Hands on the examples of a source, and keeps the error of one that cannot be read.
 
     Frameworks read examples in threads of theirs; TensorFlow reports an error there as one of its

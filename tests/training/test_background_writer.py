@@ -4,8 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from keras_cdiff.training.background_writer import BackgroundWriter
 from keras_cdiff.training.checkpoint import CheckpointFolder
+from keras_cdiff.training.checkpoint_callback import BackgroundWriter
 
 pytestmark = pytest.mark.backend_free
 

@@ -7,6 +7,7 @@ import pytest
 from keras_cdiff import evaluation, training
 from keras_cdiff.data import ArraySource, open_source
 from keras_cdiff.training.evaluation import _held_out, evaluation_callbacks
+from keras_cdiff.training.run_data import RunData
 
 pytestmark = [
     pytest.mark.backend_free,
@@ -68,7 +69,6 @@ def test_the_reference_of_a_run_is_limited(
 ):
     monkeypatch.setattr("keras_cdiff.training.evaluation.MAX_REFERENCE", 5)
     config = tiny(evaluate_every=2, extractor=f"keras:{extractor_file}")
-    (callback,) = evaluation_callbacks(
-        make_model(), config, open_source(npz()), None, training.Workdir(tmp_path), None
-    )
+    data = RunData(config, open_source(npz()))
+    (callback,) = evaluation_callbacks(make_model(), data, None, training.Workdir(tmp_path), None)
     assert len(callback.reference) == 5

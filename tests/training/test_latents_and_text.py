@@ -15,9 +15,8 @@ from keras_cdiff.data import ArraySource, open_source, open_text_encoder
 from keras_cdiff.evaluation import Evaluator, SourceImages, open_extractor
 from keras_cdiff.samplers import DDIM, sample
 from keras_cdiff.training.callbacks import SampleGrid
-from keras_cdiff.training.continuation import describe_data
 from keras_cdiff.training.evaluation import conditions_like
-from keras_cdiff.training.run_data import open_data, with_contexts
+from keras_cdiff.training.run_data import open_data
 
 pytestmark = [
     pytest.mark.one_backend,
@@ -248,10 +247,13 @@ def test_captions_that_have_changed_are_noticed(text_run, captioned, tmp_path):
         arrays = {**file, "captions": file["captions"][::-1]}
     np.savez(tmp_path / "changed.npz", **arrays)
     config = training.Workdir(text_run).config()
-    source, encoder = open_data({**config, "data": f"npz:{tmp_path / 'changed.npz'}"})
-    changed = describe_data(with_contexts(source, encoder, tmp_path))
-    source, encoder = open_data(config)
-    assert changed != describe_data(with_contexts(source, encoder, tmp_path))
+    changed, data = (
+        open_data({**config, "data": f"npz:{tmp_path / 'changed.npz'}"}),
+        open_data(config),
+    )
+    for each in (changed, data):
+        each.embed_captions(tmp_path)
+    assert changed.describe() != data.describe()
 
 
 def test_another_text_encoder_is_refused(text_run, golden, tmp_path):

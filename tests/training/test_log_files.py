@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from keras_cdiff.training.log_files import cut_jsonl
+from keras_cdiff.training.workdir import cut_jsonl
 
 pytestmark = pytest.mark.backend_free
 

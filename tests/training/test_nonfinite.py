@@ -9,8 +9,8 @@ import pytest
 
 from keras_cdiff import DiffusionModel, objectives, parameterizations, schedules
 from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
+from keras_cdiff.training.callbacks import NonFiniteGuard
 from keras_cdiff.training.checkpoint import CheckpointFolder
-from keras_cdiff.training.nonfinite import NonFiniteGuard
 
 
 def run(guard, epochs, iteration=100, accumulated=None):
