@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.autoencoders.kl_folder import write_kl_folder
-from keras_cdiff.autoencoders.network_weights import arrays, digest
+from keras_cdiff.common.arrays import fingerprint, network_weights
 
 Tensor = keras.KerasTensor
 
@@ -111,9 +111,9 @@ class Autoencoder:
         the scale. It is the same on every backend.
         """
         if self._fingerprint is None:
-            weights = [*arrays(self.encoder), *arrays(self.decoder)]
             what = f"{self.kind} {self.factor} {self.channels} {self.scale!r}"
-            self._fingerprint = digest(what, weights)
+            weights = network_weights(self.encoder, self.decoder)
+            self._fingerprint = fingerprint(what, *weights)
         return self._fingerprint
 
     def describe(self) -> dict:

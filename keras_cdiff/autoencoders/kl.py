@@ -1,9 +1,11 @@
 """A small convolutional autoencoder with a KL term, which trains on two CPU cores."""
 
-import keras
-from keras import layers
+import math
+from collections.abc import Iterable
 
-from keras_cdiff.autoencoders.network_weights import draw_weights
+import keras
+import numpy as np
+from keras import layers
 
 Tensor = keras.KerasTensor
 
@@ -98,3 +100,23 @@ def _check(factor: int, channels: int, width: int) -> None:
         )
     if not isinstance(width, int) or width < 16 or width % 16:
         raise ValueError(f"width must be a multiple of 16. Received: width={width!r}")
+
+
+def draw_weights(networks: Iterable[keras.Model], seed: int) -> None:
+    """Draws the kernels of networks by NumPy, so that they are the same on every backend.
+
+    A kernel is uniform with variance 1 / (inputs of one output), so that a layer keeps the scale of
+    what it gets. Scales of norms become 1, biases 0.
+
+    Args:
+        networks: built models, of convolutions, dense layers and norms.
+        seed: a non-negative integer.
+    """
+    rng = np.random.default_rng(seed)
+    for weight in (weight for network in networks for weight in network.weights):
+        shape = tuple(weight.shape)
+        if len(shape) < 2:
+            weight.assign(np.full(shape, float(weight.name == "gamma"), np.float32))
+        else:
+            limit = np.float32(math.sqrt(3 / math.prod(shape[:-1])))
+            weight.assign((2 * rng.random(shape, np.float32) - 1) * limit)

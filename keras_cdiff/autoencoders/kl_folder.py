@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.autoencoders.kl import kl_networks
-from keras_cdiff.autoencoders.network_weights import arrays
+from keras_cdiff.common.arrays import network_weights
 from keras_cdiff.common.files import write_whole_folder
 
 _DESCRIPTION, _WEIGHTS = "autoencoder.json", "weights.npz"
@@ -37,7 +37,7 @@ def write_kl_folder(
         )
     sizes = {name: description[name] for name in ("factor", "channels")}
     sizes["width"] = 2 * int(networks[0].weights[0].shape[-1])
-    weights = [arrays(network) for network in networks]
+    weights = [network_weights(network) for network in networks]
     expected = [_shapes(network) for network in kl_networks(**sizes)]
     if [[values.shape for values in part] for part in weights] != expected:
         raise ValueError(

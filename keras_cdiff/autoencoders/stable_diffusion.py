@@ -8,7 +8,7 @@ from types import ModuleType
 import keras
 
 from keras_cdiff.autoencoders.autoencoder import Autoencoder
-from keras_cdiff.autoencoders.network_weights import draw_weights
+from keras_cdiff.autoencoders.kl import draw_weights
 from keras_cdiff.weights.download import RemoteFile, fetch
 from keras_cdiff.weights.keras_networks import float32_layers, load_keras_weights
 

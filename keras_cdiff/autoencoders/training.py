@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_cdiff.autoencoders.autoencoder import Autoencoder
 from keras_cdiff.autoencoders.kl import kl_networks
+from keras_cdiff.common.arrays import evenly_spaced
 from keras_cdiff.common.checks import check_integer
 
 Tensor = keras.KerasTensor
@@ -165,8 +166,8 @@ class _Feed:
         """Returns 1,000 of the images, or all if there are fewer."""
         if self._array is None:
             return np.concatenate(self._kept)[:_MEASURED]
-        places = np.linspace(0, len(self._array) - 1, min(_MEASURED, len(self._array)))
-        return self._array[places.round().astype(int)]
+        total = len(self._array)
+        return self._array[evenly_spaced(min(_MEASURED, total), total)]
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from keras_cdiff.common.arrays import evenly_spaced
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.data.latents import draw_latent
 from keras_cdiff.data.source import Source
@@ -74,7 +75,7 @@ def read_images(
     """
     latents = _reads_latents(source, image_size, channels)
     total = len(source)
-    places = np.unique(np.linspace(0, total - 1, num_images or total).round().astype(int))
+    places = evenly_spaced(min(num_images or total, total), total)
     images = np.empty((len(places), image_size, image_size, channels), np.float32)
     for row, place in enumerate(places.tolist()):
         example = source[place]

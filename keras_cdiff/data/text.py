@@ -1,10 +1,11 @@
 """Text encoders: networks that turn captions and prompts into contexts."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
+
+from keras_cdiff.common.arrays import fingerprint
 
 
 class TextEncoder:
@@ -74,15 +75,8 @@ class TextEncoder:
     def fingerprint(self) -> str:
         """Returns a sha256 over kind, length, weights and tokenizer, the same on every backend."""
         if self._fingerprint is None:
-            sha = hashlib.sha256(f"{self.max_length} {self.width}\n".encode())
-            for name, value in sorted(self._identity().items()):
-                if isinstance(value, np.ndarray):
-                    sha.update(f"{name} {value.shape}\n".encode())
-                    sha.update(np.ascontiguousarray(value, "<f4"))
-                else:
-                    sha.update(f"{name} {len(value)}\n".encode())
-                    sha.update(value.encode() if isinstance(value, str) else value)
-            self._fingerprint = sha.hexdigest()
+            shape = f"{self.max_length} {self.width}"
+            self._fingerprint = fingerprint(shape, **self._identity())
         return self._fingerprint
 
     def describe(self) -> dict:

@@ -8,7 +8,6 @@ from keras_cdiff.distribution.layouts import layout_map
 from keras_cdiff.distribution.processes import (
     LostPeer,
     Processes,
-    arrays_digest,
     spread,
     spreading,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "LostPeer",
     "Processes",
     "apart",
-    "arrays_digest",
     "connected",
     "distribute",
     "find_cluster",

@@ -4,8 +4,7 @@ import contextlib
 import contextvars
 import hashlib
 import io
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -106,15 +105,6 @@ class Processes:
 
     def close(self) -> None:
         """Ends the connection."""
-
-
-def arrays_digest(arrays: Mapping[object, np.ndarray]) -> str:
-    """Returns what tells some arrays by their names from others, for `Processes.check_same`."""
-    sums = [
-        (name, array.shape, zlib.crc32(np.ascontiguousarray(array).view(np.uint8)))
-        for name, array in arrays.items()
-    ]
-    return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
 _spreading = contextvars.ContextVar("spreading")

@@ -8,9 +8,10 @@ import keras
 import torch
 import torch.distributed as dist
 
+from keras_cdiff.common.arrays import fingerprint, network_weights
 from keras_cdiff.distribution.cluster import Cluster
 from keras_cdiff.distribution.engine import Engine
-from keras_cdiff.distribution.processes import LostPeer, Processes, arrays_digest
+from keras_cdiff.distribution.processes import LostPeer, Processes
 from keras_cdiff.distribution.replica import acting_as
 
 
@@ -95,8 +96,8 @@ class TorchEngine(Engine):
         return acting_as(self.processes.index, self.processes.count)
 
     def check_model(self, model: keras.Model) -> None:
-        weights = dict(enumerate(model.backbone.get_weights()))
-        self.processes.check_same("initial weights", arrays_digest(weights))
+        weights = fingerprint("", *network_weights(model.backbone))
+        self.processes.check_same("initial weights", weights)
 
 
 _BUCKET = 2**23  # numbers that are sent at once

@@ -2,7 +2,6 @@
 
 import abc
 import functools
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
@@ -12,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.common.arrays import evenly_spaced, fingerprint, network_weights
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.data import (
     ArraySource,
@@ -91,7 +91,7 @@ class SourceImages(ImageSet):
         if num_images is not None:
             limit = f"as many as there are in {source.name!r} at the most"
             check_integer("num_images", num_images, 1, total, limit)
-        self._places = np.arange(num_images or total) * total // (num_images or total)
+        self._places = evenly_spaced(num_images or total, total)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -131,7 +131,7 @@ class SourceImages(ImageSet):
     @functools.cached_property
     def _digest(self) -> str:
         parts = (self.source.digest(), self._places.tolist(), self.image_size, self.channels)
-        return _sha256(repr(parts))
+        return fingerprint(repr(parts))
 
 
 class GeneratedImages(ImageSet):
@@ -265,13 +265,13 @@ class GeneratedImages(ImageSet):
         if self.context is None:
             return None
         if isinstance(self.context, np.ndarray):
-            return hashlib.sha256(np.ascontiguousarray(self.context).tobytes()).hexdigest()
+            return fingerprint("", self.context)
         return self.context.digest()
 
     def _weights_digest(self) -> str:
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()  # within fit() on JAX the weights are not on the model
-        return weights_digest(self.model.network(self.use_ema))
+        return fingerprint("", *network_weights(self.model.network(self.use_ema)))
 
     def digest(self) -> str:
         network = self.model.network(self.use_ema)
@@ -291,15 +291,7 @@ class GeneratedImages(ImageSet):
             config["contexts"] = self._contexts_digest()
         if self.autoencoder is not None:
             config["autoencoder"] = self.autoencoder.fingerprint()
-        return _sha256(self._weights_digest() + repr(config))
-
-
-def weights_digest(network: keras.Model) -> str:
-    """Returns the SHA-256 of a network's weights, the same on every backend."""
-    sha = hashlib.sha256()
-    for weight in network.get_weights():
-        sha.update(np.ascontiguousarray(weight).tobytes())
-    return sha.hexdigest()
+        return fingerprint(self._weights_digest() + repr(config))
 
 
 def proportional_labels(labels: np.ndarray, num_images: int, seed: int = 0) -> np.ndarray:
@@ -324,7 +316,3 @@ def count_labels(label: np.ndarray | None) -> dict[str, int] | None:
 
 def _arguments(part: object) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in part.get_config().items())
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from keras_cdiff.evaluation.image_sets import weights_digest
+from keras_cdiff.common.arrays import fingerprint, network_weights
 from keras_cdiff.model.diffusion_model import DiffusionModel
 
 _LICENCES = {"emoji": "Apache-2.0 (Noto Emoji, Copyright Google)"}
@@ -33,7 +33,7 @@ def describe_run(
         count = len(staging["edges"]) - 1
         curriculum = f"{staging['kind']}, {count} {staging['clusters']} clusters"
         curriculum += f", patience {staging['patience']}"
-    digest = weights_digest(model.network(use_ema))
+    digest = fingerprint("", *network_weights(model.network(use_ema)))
     return {
         "preset": config["preset"],
         "data": config["data"],

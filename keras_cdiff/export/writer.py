@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 
 from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.common.arrays import fingerprint, network_weights
 from keras_cdiff.common.files import strict_json
-from keras_cdiff.evaluation.image_sets import weights_digest
 from keras_cdiff.export.formats import FORMATS
 from keras_cdiff.export.model_card import model_card
 from keras_cdiff.export.request_checks import ranges
@@ -61,7 +61,7 @@ def write_export(
             },
             "num_steps": len(sampler.levels(model.schedule)),
             "signatures": {name: _described(model, graph, name) for name in form.signatures},
-            "weights_sha256": weights_digest(network),
+            "weights_sha256": fingerprint("", *network_weights(network)),
             "parameters": network.count_params(),
             "dtype_policy": network.dtype_policy.name,
             "image_shape": graph.pixel_shape(),

@@ -6,8 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.arrays import fingerprint
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.distribution import Processes, apart, arrays_digest, spreading
+from keras_cdiff.distribution import Processes, apart, spreading
 from keras_cdiff.model.checks import check_contexts
 from keras_cdiff.samplers.ddim import DDIM
 from keras_cdiff.samplers.estimator import estimator
@@ -75,7 +76,7 @@ def sample(
     size = min(batch_size, -(-num_samples // processes.count))
     if processes.count > 1:
         request = (num_samples, size, seeds[0], seeds[-1], type(sampler).__name__)
-        options = (sampler.get_config(), guidance.get_config(), arrays_digest(condition))
+        options = (sampler.get_config(), guidance.get_config(), fingerprint("", **condition))
         processes.check_same("samples to draw", (*request, *options))
     starts = range(0, num_samples, size)
     batches = [slice(start, min(start + size, num_samples)) for start in starts]

@@ -1,15 +1,14 @@
 """Real images, noised to the top of an interval and denoised again, to judge an expert by."""
 
-import hashlib
 from collections.abc import Iterator
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.arrays import fingerprint, network_weights
 from keras_cdiff.data import to_uint8
 from keras_cdiff.evaluation import ImageSet
-from keras_cdiff.evaluation.image_sets import weights_digest
 from keras_cdiff.samplers import Guidance, Sampler
 from keras_cdiff.samplers.estimator import estimator
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
@@ -109,12 +108,12 @@ class DenoisedImages(ImageSet):
         }
 
     def digest(self) -> str:
-        sha = hashlib.sha256(repr(self.describe()).encode())
-        for array in (self.images, np.asarray(self.labels)):
-            sha.update(np.ascontiguousarray(array).tobytes())
-        for model, use_ema in zip((self.expert, self.reference), self.use_ema, strict=True):
-            sha.update(weights_digest(model.network(use_ema)).encode())
-        return sha.hexdigest()
+        networks = [
+            model.network(use_ema)
+            for model, use_ema in zip((self.expert, self.reference), self.use_ema, strict=True)
+        ]
+        labels = repr(None if self.labels is None else np.asarray(self.labels).tolist())
+        return fingerprint(repr(self.describe()), self.images, labels, *network_weights(*networks))
 
 
 def through_interval(

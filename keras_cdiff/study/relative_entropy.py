@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.arrays import evenly_spaced
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.objectives import normal
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
@@ -101,8 +102,7 @@ class _Draws:
         rng = np.random.default_rng(seed)
         self.images = images
         # Each image as often as any other, or at most once if there are more images than draws.
-        even = np.arange(num_draws) * len(images) // num_draws
-        self.places = rng.permutation(len(images))[even]
+        self.places = rng.permutation(len(images))[evenly_spaced(num_draws, len(images))]
         self.own = _flat(images[self.places])
         self.num_dimensions = self.own.shape[1]
         # A Latin hypercube: of every value's normal distribution, each M-th is drawn once.

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from keras_cdiff.common.arrays import fingerprint
 from keras_cdiff.common.callbacks import PeriodicCallback
-from keras_cdiff.distribution import Processes, arrays_digest
+from keras_cdiff.distribution import Processes
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.training.callbacks import RankAware
 from keras_cdiff.training.checkpoint import CheckpointFolder
@@ -47,7 +48,7 @@ def continue_run(
     received = f"Received: workdir={str(folder.path)!r}"
     found = checkpoints.latest() if folder.config_file.exists() else None
     if processes.count > 1:
-        digest = None if found is None else arrays_digest(found[1])
+        digest = None if found is None else fingerprint("", **found[1])
         processes.check_same("newest checkpoint", digest)
     if found is None:
         if folder.weights_step() is not None:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.autoencoders import Autoencoder
+from keras_cdiff.common.arrays import evenly_spaced
 from keras_cdiff.common.tensorboard import TensorBoardWriter
 from keras_cdiff.data import (
     Source,
@@ -203,7 +204,7 @@ def conditions_like(
     labels = reference.source.labels()
     if not model.num_classes or labels is None or labels.max() >= model.num_classes:
         return None, context
-    return labels[_places(len(labels), num_samples)], context
+    return labels[evenly_spaced(num_samples, len(labels))], context
 
 
 def contexts_like(
@@ -225,13 +226,8 @@ def contexts_like(
             "A model conditioned on text is measured with captions: give images that have some. "
             f"Received: {getattr(reference, 'name', reference)!r} without captions"
         )
-    texts = [captions[place][0] for place in _places(len(captions), num_samples)]
+    texts = [captions[place][0] for place in evenly_spaced(num_samples, len(captions))]
     return TextContexts(text_encoder, texts)
-
-
-def _places(total: int, count: int) -> np.ndarray:
-    """`count` places at even distances, as `read_images` takes them."""
-    return np.linspace(0, total - 1, count).round().astype(int)
 
 
 def _encoded_images(config: dict) -> str:

@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
+from keras_cdiff.common.arrays import evenly_spaced
 from keras_cdiff.data import (
     LatentSource,
     Source,
@@ -87,7 +88,7 @@ class RunData:
         source = self.source
         if not isinstance(source, WithContext):
             return {}
-        examples = [source[n * len(source) // GRID_SAMPLES] for n in range(GRID_SAMPLES)]
+        examples = [source[n] for n in evenly_spaced(GRID_SAMPLES, len(source)).tolist()]
         conditions = {"context": np.stack([example["contexts"][0] for example in examples])}
         if self.config["model"]["backbone"]["num_classes"]:
             conditions["label"] = np.array([example["label"] for example in examples])
