@@ -86,12 +86,12 @@ flags.register_multi_flags_validator(
 def _find_autoencoder(source: object) -> object:
     from keras_cdiff import autoencoders
     from keras_cdiff.data import fitted_autoencoder
-    from keras_cdiff.distribution import apart
+    from keras_cdiff.distribution import local_work
 
     if FLAGS.autoencoder != "train":
         return autoencoders.open_autoencoder(FLAGS.autoencoder)
     fitted = None
-    with apart() as processes:
+    with local_work() as processes:
         if processes.first:
             fitted = fitted_autoencoder.fitted_autoencoder(
                 source,
@@ -176,7 +176,7 @@ def _verify() -> None:
 def main() -> None:
     from keras_cdiff import distribution, training
 
-    with launch.connected() as processes, distribution.spread(processes):
+    with launch.connected() as processes, distribution.shared_by(processes):
         try:
             if FLAGS.verify or FLAGS.dry_run:
                 if processes.first:

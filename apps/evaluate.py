@@ -104,7 +104,7 @@ _OF_IMAGES = ("batch_size", "use_ema")  # settings of sampling that --images all
 def main() -> None:
     from keras_cdiff import distribution
 
-    with launch.connected() as processes, distribution.spread(processes):
+    with launch.connected() as processes, distribution.shared_by(processes):
         _evaluate(processes.first)
 
 

@@ -47,7 +47,7 @@ launch.define_machine()
 def main() -> None:
     from keras_cdiff import distribution, training
 
-    with launch.connected() as processes, distribution.spread(processes):
+    with launch.connected() as processes, distribution.shared_by(processes):
         model, config = launch.load_model()
         output = FLAGS.output or os.path.join(FLAGS.workdir, "output")
         training.generate(

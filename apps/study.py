@@ -100,7 +100,7 @@ flags.mark_flag_as_required("output")
 def main() -> None:
     from keras_cdiff import distribution
 
-    with launch.connected() as processes, distribution.spread(processes):
+    with launch.connected() as processes, distribution.shared_by(processes):
         # The others train without a word.
         words = sys.stdout if processes.first else io.StringIO()
         with contextlib.redirect_stdout(words):

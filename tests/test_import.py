@@ -54,7 +54,7 @@ def test_public_names_are_where_the_documents_say():
         "data": "open_source make_dataset prepare_image to_uint8 image_grid save_image_grid "
         "encode_source LatentSource open_text_encoder embed_captions",
         "convert": "dit_from_official edm_from_official",
-        "distribution": "distribute connected find_cluster layout_map spread Processes",
+        "distribution": "distribute connected find_cluster layout_map shared_by share Processes",
         "export": "describe_run describe_weights export_sampler",
         "presets": "preset PRESETS",
         "training": "resolve train load_run load_weights generate EMASnapshots reconstruct_average",

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_cdiff.autoencoders.kl_folder import write_kl_folder
 from keras_cdiff.common.arrays import fingerprint, network_weights
+from keras_cdiff.common.batch_function import PREFERS_JIT, BatchFunction
 
 Tensor = keras.KerasTensor
 
@@ -49,8 +50,14 @@ class Autoencoder:
             raise ValueError(f"scale must be positive and finite. Received: scale={scale}")
         self.encoder, self.decoder, self.scale, self.name = encoder, decoder, scale, name
         self.factor, self.channels = _factor_and_channels(encoder, decoder)
-        self._moments = _Graphs(partial(_scaled_moments, encoder, scale))
-        self._images = _Graphs(lambda latents: decoder(latents / scale, training=False))
+        self._moments = BatchFunction(
+            partial(_scaled_moments, encoder, scale), encoder, jit_compile=PREFERS_JIT
+        )
+        self._images = BatchFunction(
+            lambda latents: decoder(latents / scale, training=False),
+            decoder,
+            jit_compile=PREFERS_JIT,
+        )
         self._fingerprint = None
 
     @property
@@ -145,39 +152,6 @@ class Autoencoder:
 
     def __repr__(self) -> str:
         return f"Autoencoder({self.name!r}, fingerprint={self.fingerprint()[:16]!r})"
-
-
-class _Graphs:
-    """A function of batches, compiled once for each shape of an example."""
-
-    def __init__(self, function: object):
-        self._function = function
-        self._graphs = {}  # shape of an example -> its graph, and the batch sizes seen
-
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        shape = batch.shape[1:]
-        if shape not in self._graphs:
-            self._graphs[shape] = _Graph(self._function), set()
-        graph, sizes = self._graphs[shape]
-        count = len(batch)
-        size = min((size for size in sizes if size >= count), default=count)
-        sizes.add(size)
-        batch = np.pad(batch, [(0, size - count), (0, 0), (0, 0), (0, 0)])
-        return np.asarray(graph.predict_on_batch(batch), np.float32)[:count]
-
-
-class _Graph(keras.Model):
-    """A function of one batch, run as Keras runs `predict`."""
-
-    def __init__(self, function: object):
-        super().__init__(dtype="float32", autocast=False, name="autoencoder")
-        self.function = function
-        # TensorFlow runs convolutions faster without XLA on CPU; JAX knows nothing else.
-        self.jit_compile = keras.backend.backend() == "jax"
-        self.built = True
-
-    def call(self, batch: Tensor) -> Tensor:
-        return self.function(batch)
 
 
 def _scaled_moments(encoder: keras.Model, scale: float, images: Tensor) -> Tensor:

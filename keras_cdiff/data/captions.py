@@ -14,7 +14,7 @@ import numpy as np
 from keras_cdiff.common.files import exclusive, file_digest, write_whole_folder
 from keras_cdiff.data.sources import Source
 from keras_cdiff.data.text import TextEncoder
-from keras_cdiff.distribution import apart
+from keras_cdiff.distribution import local_work
 
 _CHECKED_BYTES = 1 << 30  # files up to this size are read through whenever they are opened
 
@@ -167,8 +167,8 @@ def embed_captions(
 
     They lie in a subfolder text-DIGITS, named by a digest of encoder and captions; nothing ever
     removes it, but you may. Each distinct caption is encoded once. Interrupted, it begins anew when
-    it is repeated. Under `distribution.spread` the first process encodes them all by itself, while
-    the others wait: it takes far less than encoding the images.
+    it is repeated. Under `distribution.shared_by` the first process encodes them all, and the
+    others wait: it takes far less than encoding the images.
 
     Args:
         source: the source.
@@ -194,7 +194,7 @@ def embed_captions(
     digest = _digest(captions)
     key = hashlib.sha256(f"{encoder.fingerprint()} {digest}".encode()).hexdigest()[:16]
     path = Path(folder).expanduser() / f"text-{key}"
-    with apart() as processes:
+    with local_work() as processes:
         if processes.first and not path.exists():
             request = {"encoder": encoder.describe(), "captions": digest}
             with exclusive(path.parent, _IN_USE):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_cdiff.data.text import TextEncoder
 from keras_cdiff.weights import RemoteFile, fetch
@@ -84,18 +85,17 @@ def open_clip(place: str = "") -> TextEncoder:
     )
 
 
-class _Causal:
-    """A network of tokens and positions, which needs not be told what is padding: that comes last,
-    where no token before it looks.
-    """
+class _Causal(keras.Model):
+    """A causal network of tokens and positions; padding, which comes last, needs no mask."""
 
     def __init__(self, network: keras.Model):
-        self._network = network
+        super().__init__(dtype="float32")
+        self.network, self.built = network, True
 
-    def predict_on_batch(self, inputs: list[np.ndarray]) -> np.ndarray:
+    def call(self, inputs: list[keras.KerasTensor]) -> keras.KerasTensor:
         tokens, _ = inputs
-        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-        return self._network.predict_on_batch([tokens, positions])
+        positions = ops.broadcast_to(ops.arange(tokens.shape[1], dtype="int32"), ops.shape(tokens))
+        return self.network([tokens, positions])
 
 
 def _files(place: str) -> list[Path]:

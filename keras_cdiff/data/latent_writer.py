@@ -1,7 +1,6 @@
 """Encodes images into a store of latents, goes on where it was stopped, and checks the store."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
@@ -26,7 +25,7 @@ from keras_cdiff.data.latent_store import (
 from keras_cdiff.data.latents import INDEX, LatentSource
 from keras_cdiff.data.pipeline import prepare_image
 from keras_cdiff.data.source import Source
-from keras_cdiff.distribution import Processes, apart, spreading
+from keras_cdiff.distribution import share, sharing
 
 if TYPE_CHECKING:
     from keras_cdiff.autoencoders import Autoencoder
@@ -49,7 +48,7 @@ def encode_source(
     not at all and then noted, so that a call that was interrupted at any moment goes on after the
     last noted one when it is repeated, and ends with the same bytes. A finished store is opened.
 
-    Under `distribution.spread` each process writes a file at a time. The first alone notes them,
+    Under `distribution.shared_by` each process writes a file at a time. The first alone notes them,
     and keeps all others out of the store; the bytes are those of one process, and any number of
     processes goes on where others stopped.
 
@@ -89,19 +88,20 @@ def encode_source(
             f"Received: image_size={image_size}"
         )
     request = make_request(source, autoencoder, image_size, bool(mirrored), shard_size)
-    folder, processes = Path(folder), spreading()
+    folder, processes = Path(folder), sharing()
     if processes.count > 1:
         decisive = (request["source_digest"], autoencoder.fingerprint(), image_size, mirrored)
         processes.check_same("request for latents", (*decisive, shard_size, batch_size))
     with contextlib.ExitStack() as held:
-        begun = None
-        with apart():
-            if processes.first:
-                held.enter_context(exclusive(folder, IN_USE))
-                begun = find_store(folder, request)
-                if not begun[2]:
-                    keep_autoencoder(autoencoder, folder)
-        request, shards, finished = _from_all(processes, begun)[0]
+
+        def begin(folder: Path) -> tuple[dict, list[dict], bool]:
+            held.enter_context(exclusive(folder, IN_USE))
+            begun = find_store(folder, request)
+            if not begun[2]:
+                keep_autoencoder(autoencoder, folder)
+            return begun
+
+        request, shards, finished = next(share([folder], begin))
         if not finished:
             bar = None
             if progress and processes.first:
@@ -125,28 +125,18 @@ def _write_in_rounds(
     bar: keras.utils.Progbar | None,
 ) -> None:
     """Writes the shards that are missing, one by each process at a time, and appends to `shards`
-    what the index says of each.
-
-    After each round the whole ones are the first ones, however many processes there are.
+    what the index says of each; those that are noted are the first ones.
     """
-    processes = spreading()
-    total = -(-request["count"] // request["shard_size"])
-    numbers = range(len(shards) + processes.index, total, processes.count)
+    processes = sharing()
+    missing = range(len(shards), -(-request["count"] // request["shard_size"]))
+    numbers = missing[processes.index :: processes.count]
     own = _write_shards(source, autoencoder, request, folder, numbers, batch_size, bar)
-    while len(shards) < total:
-        with apart():
-            shard = next(own, None)
-        written = [shard for shard in _from_all(processes, shard) if shard is not None]
-        shards += written
+    for shard in share(missing, lambda number: next(own)):
+        shards.append(shard)
         if processes.first:
             note(folder / PROGRESS, {**request, "shards": shards})
-        if bar is not None and len(written) > 1:
+        if bar is not None and processes.count > 1:
             bar.update(sum(shard["count"] for shard in shards))
-
-
-def _from_all(processes: Processes, value: object) -> list:
-    """Returns the plain data of all processes, in their order."""
-    return [json.loads(message) for message in processes.exchange(json.dumps(value).encode())]
 
 
 def _write_shards(

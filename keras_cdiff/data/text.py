@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.common.arrays import fingerprint
+from keras_cdiff.common.batch_function import BatchFunction
 
 
 class TextEncoder:
@@ -38,10 +39,10 @@ class TextEncoder:
         step: int = 8,
     ):
         self.name, self.width, self.max_length = name, width, max_length
-        self._network, self._tokenize = network, tokenize
+        self._tokenize = tokenize
         self._identity, self._step = identity, step
         self._fingerprint: str | None = None
-        self._shapes: set[tuple[int, int]] = set()  # batches that the network was run with
+        self._run_network = BatchFunction(lambda batch: network(batch, training=False), network)
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Returns the contexts of texts.
@@ -92,18 +93,13 @@ class TextEncoder:
         return f"TextEncoder({self.name!r}, width={self.width}, max_length={self.max_length})"
 
     def _run(self, tokens: list[Sequence[int]], batch_size: int) -> list[np.ndarray]:
-        """The rows of each text; batches are filled up to shapes that are compiled already."""
+        """The rows of each text."""
         length = -(-max(map(len, tokens)) // self._step) * self._step
         length = min(length, self.max_length)
-        known = [rows for rows, long in self._shapes if long == length and rows >= len(tokens)]
-        size = min(known, default=len(tokens))
-        if size > batch_size:  # of a call with larger batches, which would be dear
-            size = len(tokens)
-        self._shapes.add((size, length))
-        numbers = np.zeros((size, length), np.int32)
-        present = np.ones((size, length), bool)  # rows that fill up see themselves, not nothing
+        numbers = np.zeros((len(tokens), length), np.int32)
+        present = np.zeros((len(tokens), length), bool)
         for row, text in enumerate(tokens):
             numbers[row, : len(text)] = text
-            present[row, len(text) :] = False
-        outputs = np.asarray(self._network.predict_on_batch([numbers, present]))
-        return [output[: len(text)] for output, text in zip(outputs, tokens, strict=False)]
+            present[row, : len(text)] = True
+        outputs = self._run_network([numbers, present], most=batch_size)
+        return [output[: len(text)] for output, text in zip(outputs, tokens, strict=True)]

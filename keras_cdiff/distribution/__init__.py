@@ -5,13 +5,8 @@ from keras_cdiff.distribution.connection import connected
 from keras_cdiff.distribution.distribute import KINDS, distribute, to_host
 from keras_cdiff.distribution.engine import Engine
 from keras_cdiff.distribution.layouts import layout_map
-from keras_cdiff.distribution.processes import (
-    LostPeer,
-    Processes,
-    spread,
-    spreading,
-)
-from keras_cdiff.distribution.signs_of_life import apart, first_does
+from keras_cdiff.distribution.processes import LostPeer, Processes
+from keras_cdiff.distribution.shared_work import local_work, on_rank0, share, shared_by, sharing
 
 __all__ = [
     "KINDS",
@@ -19,13 +14,14 @@ __all__ = [
     "Engine",
     "LostPeer",
     "Processes",
-    "apart",
     "connected",
     "distribute",
     "find_cluster",
-    "first_does",
     "layout_map",
-    "spread",
-    "spreading",
+    "local_work",
+    "on_rank0",
+    "share",
+    "shared_by",
+    "sharing",
     "to_host",
 ]

@@ -82,6 +82,6 @@ class Engine:
         """Number of devices of all processes."""
         return self.num_replicas
 
-    def is_loss(self, error: BaseException) -> bool:
+    def is_peer_lost(self, error: BaseException) -> bool:
         """Returns whether an exception says that another process is lost."""
-        return isinstance(error, LostPeer) or self.processes.is_loss(error)
+        return isinstance(error, LostPeer) or self.processes.is_peer_lost(error)

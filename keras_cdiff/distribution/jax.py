@@ -36,7 +36,7 @@ class JaxProcesses(Processes):
             padded[: len(message)] = np.frombuffer(message, np.uint8)
             rows = multihost_utils.process_allgather(padded)
         except Exception as error:
-            if self.is_loss(error):
+            if self.is_peer_lost(error):
                 raise LostPeer(error) from error
             raise
         return [row[: int(n)].tobytes() for row, n in zip(rows, lengths.ravel(), strict=True)]
@@ -48,7 +48,7 @@ class JaxProcesses(Processes):
         """Leaves the connection to the end of the process, at which JAX waits for the others."""
 
     @staticmethod
-    def is_loss(error: BaseException) -> bool:
+    def is_peer_lost(error: BaseException) -> bool:
         """Returns whether an exception says that another process is lost."""
         text = str(error).lower()
         words = ("gloo all", "unavailable:", "deadline_exceeded", "heartbeat", "remote error")

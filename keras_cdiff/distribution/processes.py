@@ -1,10 +1,7 @@
 """Processes that work together: who they are, and how they exchange what lies on the host."""
 
-import contextlib
-import contextvars
 import hashlib
 import io
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -95,38 +92,9 @@ class Processes:
             )
 
     @staticmethod
-    def is_loss(error: BaseException) -> bool:
+    def is_peer_lost(error: BaseException) -> bool:
         """Returns whether an exception says that another process is lost."""
         return isinstance(error, LostPeer)
 
-    def share(self, count: int) -> range:
-        """Returns which of `count` tasks are this process's own: every n-th from its index on."""
-        return range(self.index, count, self.count)
-
     def close(self) -> None:
         """Ends the connection."""
-
-
-_spreading = contextvars.ContextVar("spreading")
-_ALONE = Processes()
-
-
-def spreading() -> Processes:
-    """Returns the processes that share the work of sampling and the like; see `spread`."""
-    return _spreading.get(_ALONE)
-
-
-@contextlib.contextmanager
-def spread(processes: Processes) -> Iterator[None]:
-    """Within it `sample`, the extraction of features, the encoding of latents and studies share
-    their work among processes, all of which must call them with the same arguments and get the
-    same results.
-
-    Args:
-        processes: those that share; `Processes()` for this one alone.
-    """
-    token = _spreading.set(processes)
-    try:
-        yield
-    finally:
-        _spreading.reset(token)

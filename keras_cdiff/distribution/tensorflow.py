@@ -78,7 +78,7 @@ class TensorFlowProcesses(Processes):
         """Leaves the connection to the end of the process."""
 
     @staticmethod
-    def is_loss(error: BaseException) -> bool:
+    def is_peer_lost(error: BaseException) -> bool:
         """Returns whether an exception says that another process is lost."""
         kinds = (
             tf.errors.UnavailableError,

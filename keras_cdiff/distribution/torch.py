@@ -64,7 +64,7 @@ class TorchProcesses(Processes):
             dist.destroy_process_group()
 
     @staticmethod
-    def is_loss(error: BaseException) -> bool:
+    def is_peer_lost(error: BaseException) -> bool:
         """Returns whether an exception says that another process is lost."""
         text = str(error).lower()
         words = ("connection closed by peer", "connection reset", "gloo/transport", "timed out")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.distribution import spreading
+from keras_cdiff.distribution import sharing
 from keras_cdiff.evaluation.extraction import Features, extract
 from keras_cdiff.evaluation.features import Extractor, from_model
 from keras_cdiff.evaluation.frechet import frechet_distance, frechet_distance_infinity
@@ -38,7 +38,8 @@ class Evaluator:
 
     The features of a reference are kept, so that it is extracted once however often it is
     compared with; with `cache` they are kept on disk, and an interrupted extraction goes on where
-    it stopped. Under `distribution.spread` the processes share the images, and all have the result.
+    it stopped. Under `distribution.shared_by` the processes share the images, and all return the
+    result.
 
     Args:
         extractor: the network that sees the images; a `keras.Model` becomes one by `from_model`.
@@ -297,7 +298,7 @@ def _notes(names: Sequence[str], generated: dict, reference: dict) -> list[str]:
             f"{sizes[1][0]} x {sizes[1][1]}, so the distance measures the sharpness of the "
             "reference as well: prepare both at one image_size"
         )
-    for note in notes if spreading().first else ():
+    for note in notes if sharing().first else ():
         warnings.warn(note, stacklevel=3)
     if len(known) < len(counts):
         notes.append("the number of images behind the reference's statistics is not known")

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.common.files import exclusive, write_whole
-from keras_cdiff.distribution import apart, spreading
+from keras_cdiff.distribution import local_work, share, sharing
 from keras_cdiff.evaluation.features import Extractor
 from keras_cdiff.evaluation.image_sets import ImageSet
 
@@ -53,8 +53,8 @@ def extract(
     4 (D + K) bytes an image, 0.6 GB for 50,000 images with the features and logits of Inception;
     nothing ever removes it, but you may.
 
-    Under `distribution.spread` each process extracts a batch at a time, and all return the features
-    of all images. The first alone writes the cache, which looks the same as that of one process:
+    Under `distribution.shared_by` the processes share the images, and all return all features. The
+    first alone writes the cache, which looks the same as that of one process:
     any number of processes goes on where others stopped.
 
     Args:
@@ -72,7 +72,7 @@ def extract(
             is damaged, or if another process extracts the same set into it.
         LostPeer: if one of several processes has failed or ended.
     """
-    processes = spreading()
+    processes = sharing()
     count = len(images)
     shapes = {"features": (count, extractor.feature_width)}
     if extractor.num_logits:
@@ -102,13 +102,13 @@ def _extract_together(
     bar: keras.utils.Progbar | None,
 ) -> None:
     """Fills a store by all processes; one that they share is written by the first."""
-    processes = spreading()
+    processes = sharing()
     writes = processes.first or not store.shared
     with contextlib.ExitStack() as opened:
-        with apart():
+        with local_work():
             if writes and not store.complete:
                 opened.enter_context(store.open())
-        done = int(processes.gather(np.array([store.done]))[0][0])
+        done = next(share([store], lambda store: store.done))
         for features, logits in extract_in_rounds(images, extractor, done, batch_size):
             done += len(features)
             if writes:
@@ -267,8 +267,6 @@ def extract_in_rounds(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Yields, in all processes, features and logits of the images from `done` on, in their order.
 
-    In each round every process extracts images of its own that follow those of the one before it.
-
     Args:
         images: the set.
         extractor: the network that sees the images.
@@ -280,31 +278,22 @@ def extract_in_rounds(
             another process.
         LostPeer: if another process has failed or ended.
     """
-    processes = spreading()
+    processes = sharing()
     described = (images.digest(), extractor.describe(), batch_size, images.batch_size)
     processes.check_same("images and extractor", described)
     count, least = len(images), images.batch_size
     # All of what the set makes at once, and not so much that another process has nothing to do.
     size = max(1, batch_size // least) * least
     size = min(size, max(least, -(-(count - done) // processes.count)))
-    while done < count:
-        edges = [min(done + number * size, count) for number in range(processes.count + 1)]
-        own = range(*edges[processes.index : processes.index + 2])
-        with apart():
-            part = _read(images, own)
-            outputs = _empty(extractor)
-            for first in range(0, len(part), batch_size):
-                features, logits = extractor(part[first : first + batch_size])
-                outputs["features"].append(features)
-                outputs["logits"].append(logits)
-        features = processes.gather(np.concatenate(outputs["features"]))
-        logits = [None] * processes.count
-        if extractor.num_logits:
-            logits = processes.gather(np.concatenate(outputs["logits"]))
-        for number, length in enumerate(map(len, features)):
-            if length:
-                yield features[number], logits[number]
-        done = edges[-1]
+
+    def work(own: range) -> tuple[np.ndarray, np.ndarray | None]:
+        part = _read(images, own)
+        starts = range(0, len(part), batch_size)
+        features, logits = zip(*(extractor(part[i : i + batch_size]) for i in starts), strict=True)
+        return np.concatenate(features), np.concatenate(logits) if extractor.num_logits else None
+
+    tasks = [range(i, min(i + size, count)) for i in range(done, count, size)]
+    yield from share(tasks, work)
 
 
 def wrong_count(images: ImageSet, seen: int | str) -> ValueError:
@@ -327,9 +316,3 @@ def _read(images: ImageSet, own: range) -> list[np.ndarray]:
     if len(part) < len(own) or (len(part) > len(own) and own.stop == count):
         raise wrong_count(images, "more" if len(part) > len(own) else own.start + len(part))
     return part[: len(own)]
-
-
-def _empty(extractor: Extractor) -> dict[str, list[np.ndarray]]:
-    """No features and no logits, for a process without an image of its own."""
-    widths = {"features": extractor.feature_width, "logits": extractor.num_logits}
-    return {name: [np.empty((0, width), np.float32)] for name, width in widths.items()}

@@ -22,7 +22,7 @@ from keras_cdiff.data import (
     to_channels,
     to_uint8,
 )
-from keras_cdiff.distribution import spreading
+from keras_cdiff.distribution import sharing
 from keras_cdiff.samplers import Guidance, Sampler, default_sampler, sample
 
 
@@ -137,7 +137,7 @@ class SourceImages(ImageSet):
 class GeneratedImages(ImageSet):
     """Samples of a model, drawn when they are read; sample i depends on `seed` + i and its label.
 
-    Under `distribution.spread` it is `extract` that shares the samples among the processes.
+    Under `distribution.shared_by` it is `extract` that shares the samples among the processes.
 
     A model that has taken no training step here, such as one from a weights file alone, is
     described without iteration and average, which are not known then.
@@ -191,8 +191,8 @@ class GeneratedImages(ImageSet):
         num_images = check_integer("num_images", num_images, 1, None, "the number of samples")
         seed = check_integer("seed", seed, 0, None, "that of the first sample")
         batch_size = check_integer("batch_size", batch_size, 1, None, "samples drawn at once")
-        if spreading().count > 1:
-            batch_size = min(batch_size, -(-num_images // spreading().count))
+        if sharing().count > 1:
+            batch_size = min(batch_size, -(-num_images // sharing().count))
         if label is None and context is None and model.num_classes:
             label = np.arange(num_images) % model.num_classes
         if label is not None:

@@ -8,15 +8,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.batch_function import BatchFunction, kept
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.curriculum import Clusters
-from keras_cdiff.distribution import apart, spreading
+from keras_cdiff.distribution import share, sharing
 from keras_cdiff.model.checks import check_contexts, check_images, check_labels
 from keras_cdiff.objectives import Objective
 
 Tensor = keras.KerasTensor
-
-_loss_functions = weakref.WeakKeyDictionary()  # model -> {options: SampleLosses}
 
 
 class ValidationLoss:
@@ -33,7 +32,7 @@ class ValidationLoss:
     the clusters, whatever interval a curriculum trains at the moment. The noise of (image i,
     cluster c, level j) is a function of `seed` alone, the same on every backend, so stages and runs
     that share the arguments differ by their weights and nothing else. An evaluation asks the
-    network about C L N noisy images; the processes of `keras_cdiff.distribution.spread` share them.
+    network about C L N noisy images, which the processes of `distribution.shared_by` share.
 
     Args:
         images: float (N, H, W, C) in [-1, 1], at least two, that training does not see.
@@ -160,34 +159,31 @@ class ValidationLoss:
             model.jax_state_sync()  # within fit() on JAX the weights are not on the model
         evaluate = loss_function(model, use_ema)
         shape = (*levels.shape, len(self.images))
-        losses = np.empty(np.prod(shape))
-        size = min(self.batch_size, -(-len(losses) // spreading().count))
+        count = int(np.prod(shape))
+        size = min(self.batch_size, -(-count // sharing().count))
         labels = self.labels
         if labels is None and model.num_classes:
             labels = np.full(len(self.images), model.num_classes)
         # The last batch repeats its last sample, so that nothing compiles again.
         batches = [
-            np.minimum(np.arange(start, start + size), len(losses) - 1)
-            for start in range(0, len(losses), size)
+            np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)
         ]
-        with apart() as processes:
-            for number in processes.share(len(batches)):
-                rows = batches[number]
-                cluster, level, image = np.unravel_index(rows, shape)
-                inputs = {
-                    "image": self.images[image].astype("float32"),
-                    "level": levels[cluster, level],
-                    "noise": np.stack(list(map(self._noise, cluster, level, image))),
-                }
-                if labels is not None:
-                    inputs["label"] = labels[image].astype("int32")
-                if self.context is not None:
-                    inputs["context"] = self.context[image]
-                losses[rows] = evaluate.predict_on_batch(inputs)
-        for index, theirs in enumerate(processes.gather(losses)):
-            for rows in batches[index :: processes.count]:
-                losses[rows] = theirs[rows]
-        return losses.reshape(shape)
+
+        def work(rows: np.ndarray) -> np.ndarray:
+            cluster, level, image = np.unravel_index(rows, shape)
+            inputs = {
+                "image": self.images[image].astype("float32"),
+                "level": levels[cluster, level],
+                "noise": np.stack(list(map(self._noise, cluster, level, image))),
+            }
+            if labels is not None:
+                inputs["label"] = labels[image].astype("int32")
+            if self.context is not None:
+                inputs["context"] = self.context[image]
+            return evaluate(inputs)
+
+        losses = np.concatenate(list(share(batches, work)))[:count]
+        return losses.astype(np.float64).reshape(shape)
 
     def _noise(self, cluster: int, level: int, image: int) -> np.ndarray:
         # The counter's first word counts the numbers drawn, the others tell the streams apart.
@@ -196,36 +192,21 @@ class ValidationLoss:
         return generator.standard_normal(self.images.shape[1:], dtype="float32")
 
 
-class SampleLosses(keras.Model):
-    """Runs `Process.losses` on given noise as Keras runs `predict`.
-
-    It tracks the one network that is asked, whose weights it shares, and not the model; see
-    `keras_cdiff.samplers.estimator.Estimator`.
+def loss_function(model: keras.Model, use_ema: bool) -> BatchFunction:
+    """Returns `Process.losses` as a compiled function of image, level, noise, label and context;
+    the same one for the same arguments.
     """
+    compiled = {"jit_compile": model.jit_compile, "run_eagerly": model.run_eagerly}
+    network, owner = model.network(use_ema), weakref.ref(model)
 
-    def __init__(self, model: keras.Model, use_ema: bool):
-        # Noise levels must arrive in float32 under every policy; the network keeps its own.
-        super().__init__(dtype="float32", autocast=False)
-        self.network = model.network(use_ema)
-        self.model = weakref.ref(model)
-        self.jit_compile = model.jit_compile
-        self.run_eagerly = model.run_eagerly
-        self.built = True
-
-    def call(self, inputs: dict) -> Tensor:
-        process = self.model().process
+    def losses(inputs: dict) -> Tensor:
+        process = owner().process
         drawn = (inputs[name] for name in ("image", "level", "noise"))
         condition = {name: inputs.get(name) for name in ("label", "context")}
-        return process.losses(**process.forward(self.network, *drawn, condition))
+        return process.losses(**process.forward(network, *drawn, condition))
 
-
-def loss_function(model: keras.Model, use_ema: bool) -> SampleLosses:
-    """Returns the loss function of `model`, the same one whenever the same graph is asked for."""
-    options = (use_ema, model.jit_compile, model.run_eagerly)
-    loss_functions = _loss_functions.setdefault(model, {})
-    if options not in loss_functions:
-        loss_functions[options] = SampleLosses(model, use_ema)
-    return loss_functions[options]
+    key = ("losses", use_ema, *compiled.values())
+    return kept(model, key, lambda: BatchFunction(losses, network, **compiled))
 
 
 def middle_levels(objective: Objective, edges: np.ndarray, count: int) -> np.ndarray:

@@ -1,17 +1,16 @@
 """sample(): images from a model."""
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.common.arrays import fingerprint
+from keras_cdiff.common.batch_function import BatchFunction, fill, kept
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.distribution import Processes, apart, spreading
 from keras_cdiff.model.checks import check_contexts
 from keras_cdiff.samplers.ddim import DDIM
-from keras_cdiff.samplers.estimator import estimator
 from keras_cdiff.samplers.guidance import Guidance
 from keras_cdiff.samplers.heun import Heun
 from keras_cdiff.samplers.sampler import Denoise, Sampler
@@ -34,8 +33,7 @@ def sample(
     """Draws images from a model.
 
     Sample i is a function of its own seed, label and context: beyond rounding neither the batch
-    size nor its place changes it, and its noise is the same on every backend. Under
-    `distribution.spread` the processes draw batches in turn, and each returns all images.
+    size nor its place changes it, and its noise is the same on every backend.
 
     Args:
         model: a `DiffusionModel`.
@@ -50,10 +48,9 @@ def sample(
             text encoder's `encode` returns; rows of zeros are padding. None: the null context.
         guidance: scale w >= 0 of classifier-free guidance, 1 for none, or a `Guidance`.
         use_ema: whether the averaged weights are used, if the model keeps an average.
-        batch_size: samples drawn at once, fewer if else a process had none to draw; the last batch
-            is filled up, so that nothing compiles again.
-        progress: whether a progress bar over all steps of all batches is shown; of several
-            processes the first shows its own.
+        batch_size: samples drawn at once; the last batch is filled up, so that nothing compiles
+            again.
+        progress: whether a progress bar over all steps of all batches is shown.
 
     Returns:
         float32 array (N, H, W, C) in the model's units: images in about [-1, 1], or latents.
@@ -72,50 +69,23 @@ def sample(
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
 
-    processes = spreading()
-    size = min(batch_size, -(-num_samples // processes.count))
-    if processes.count > 1:
-        request = (num_samples, size, seeds[0], seeds[-1], type(sampler).__name__)
-        options = (sampler.get_config(), guidance.get_config(), fingerprint("", **condition))
-        processes.check_same("samples to draw", (*request, *options))
-    starts = range(0, num_samples, size)
-    batches = [slice(start, min(start + size, num_samples)) for start in starts]
+    size = min(batch_size, num_samples)
     num_steps = len(sampler.levels(model.schedule))
+    starts = range(0, num_samples, size)
+    bar = keras.utils.Progbar(len(starts) * num_steps) if progress else None
     images = np.empty((num_samples, *model.image_shape), dtype="float32")
-    with apart():
-        own = processes.share(len(batches))
-        bar = None
-        if progress and processes.first:
-            bar = keras.utils.Progbar(len(own) * num_steps)
-        for batch in map(batches.__getitem__, own):
-            draw_noise = _noise(seeds[batch], size, model.image_shape)
-            denoise = _denoise(
-                model,
-                use_ema,
-                {name: _fill(value[batch], size) for name, value in condition.items()},
-                guidance,
-            )
-            noisiest = sampler.initial_scale(model.schedule) * draw_noise()
-            for step in sampler.trajectory(denoise, noisiest, model.schedule, draw_noise):
-                x, _ = step
-                if bar is not None:
-                    bar.add(1)
-            images[batch] = ops.convert_to_numpy(x)[: batch.stop - batch.start]
-    if processes.count > 1:
-        _gather(images, batches, processes)
+    for start in starts:
+        rows = slice(start, min(start + size, num_samples))
+        draw_noise = _noise(seeds[rows], size, model.image_shape)
+        filled = {name: fill(value[rows], size) for name, value in condition.items()}
+        denoise = _denoise(model, use_ema, filled, guidance)
+        noisiest = sampler.initial_scale(model.schedule) * draw_noise()
+        for step in sampler.trajectory(denoise, noisiest, model.schedule, draw_noise):
+            x, _ = step
+            if bar is not None:
+                bar.add(1)
+        images[rows] = ops.convert_to_numpy(x)[: rows.stop - start]
     return images
-
-
-def _gather(images: np.ndarray, batches: list[slice], processes: Processes) -> None:
-    """Fills in the batches that other processes have drawn."""
-    own = [images[batches[number]] for number in processes.share(len(batches))]
-    parts = processes.gather(np.concatenate([images[:0], *own]))
-    for index, part in enumerate(parts):
-        filled = 0
-        for batch in batches[index :: processes.count]:
-            count = batch.stop - batch.start
-            images[batch] = part[filled : filled + count]
-            filled += count
 
 
 def default_sampler(model: keras.Model) -> Sampler:
@@ -207,11 +177,42 @@ def _denoise(model: keras.Model, use_ema: bool, condition: dict, guidance: Guida
         inputs = {"x": x, "level": np.full(len(x), level, dtype="float32"), **condition}
         if here.active:
             inputs["guidance"] = np.float32(here.scale)
-        estimate = estimator(model, use_ema, here).predict_on_batch(inputs)
+        estimate = estimator(model, use_ema, here)(inputs, most=len(x))
         estimate = {name: ops.convert_to_tensor(value) for name, value in estimate.items()}
         return {"variance": None, **estimate}
 
     return denoise
+
+
+def estimator(model: keras.Model, use_ema: bool, guidance: Guidance) -> BatchFunction:
+    """Returns `model.estimate` as a compiled function of x, level, label and context, and of the
+    guidance's scale unless that is 1; the same one for the same arguments.
+
+    Args:
+        model: a `DiffusionModel`.
+        use_ema: whether the averaged weights are used.
+        guidance: the guidance, without its interval.
+    """
+    compiled = {"jit_compile": model.jit_compile, "run_eagerly": model.run_eagerly}
+    options = (use_ema, guidance.active, guidance.channels)
+    owner = weakref.ref(model)
+
+    def estimate(inputs: dict) -> dict:
+        found = owner().estimate(
+            inputs["x"],
+            inputs["level"],
+            label=inputs.get("label"),
+            context=inputs.get("context"),
+            guidance=inputs.get("guidance", 1.0),
+            guidance_channels=guidance.channels,
+            use_ema=use_ema,
+        )
+        return {name: value for name, value in found.items() if value is not None}
+
+    def make() -> BatchFunction:
+        return BatchFunction(estimate, model.network(use_ema), **compiled)
+
+    return kept(model, ("estimate", *options, *compiled.values()), make)
 
 
 def _noise(seeds: Sequence[int], size: int, shape: tuple) -> Callable[[], np.ndarray]:
@@ -220,14 +221,9 @@ def _noise(seeds: Sequence[int], size: int, shape: tuple) -> Callable[[], np.nda
 
     def draw() -> np.ndarray:
         blocks = [generator.standard_normal(shape, dtype="float32") for generator in generators]
-        return _fill(np.stack(blocks), size)
+        return fill(np.stack(blocks), size)
 
     return draw
-
-
-def _fill(values: np.ndarray, size: int) -> np.ndarray:
-    """Returns `values` with its first row repeated at the end up to `size` rows."""
-    return np.concatenate([values, np.repeat(values[:1], size - len(values), axis=0)])
 
 
 def _seeds(seed: int | Sequence[int], num_samples: int) -> list[int]:

@@ -10,7 +10,7 @@ from keras_cdiff.common.arrays import fingerprint, network_weights
 from keras_cdiff.data import to_uint8
 from keras_cdiff.evaluation import ImageSet
 from keras_cdiff.samplers import Guidance, Sampler
-from keras_cdiff.samplers.estimator import estimator
+from keras_cdiff.samplers.sample import estimator
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
 
@@ -86,7 +86,7 @@ class DenoisedImages(ImageSet):
             models = zip((self.expert, self.reference), self.use_ema, strict=True)
             model, use_ema = list(models)[level < self.interval[0]]
             inputs = {"x": x, "level": np.full(len(x), level, dtype="float32"), **condition}
-            answer = estimator(model, use_ema, Guidance(1.0)).predict_on_batch(inputs)
+            answer = estimator(model, use_ema, Guidance(1.0))(inputs, most=len(x))
             return {"variance": None, **{k: ops.convert_to_tensor(v) for k, v in answer.items()}}
 
         alpha, sigma = schedule.alpha_sigma(self.sampler.levels(schedule)[:1])

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.distribution import apart, spreading
+from keras_cdiff.distribution import share, sharing
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 from keras_cdiff.study.relative_entropy import relative_entropy
 
@@ -68,7 +68,7 @@ def measure_entropy(
     seed: int = 0,
 ) -> EntropyCurve:
     """Estimates the relative entropy at `spread_levels` of a schedule, which are shared among the
-    processes of `distribution.spread`.
+    processes of `distribution.shared_by`.
 
     Args:
         images: float (N, ...), in the units of training.
@@ -77,12 +77,12 @@ def measure_entropy(
         num_draws, seed: as for `relative_entropy`.
     """
     levels = spread_levels(schedule, num_levels)
-    own = spreading().share(len(levels))
-    measured = np.zeros((2, len(levels)))
-    with apart() as processes:
-        if own:
-            measured[:, own] = relative_entropy(images, schedule, levels[own], num_draws, seed)
-    estimate, error = sum(processes.gather(measured))
+    count = sharing().count
+    parts = [levels[rank::count] for rank in range(min(count, len(levels)))]
+    results = share(parts, lambda part: relative_entropy(images, schedule, part, num_draws, seed))
+    estimate, error = np.zeros((2, len(levels)))
+    for rank, result in enumerate(results):
+        estimate[rank::count], error[rank::count] = result
     return EntropyCurve(schedule, levels, estimate, error, int(np.prod(images.shape[1:])))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras_cdiff.common.files import write_whole
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import open_source, read_images
-from keras_cdiff.distribution import apart, spreading
+from keras_cdiff.distribution import local_work, share, sharing
 from keras_cdiff.evaluation import Evaluator, open_extractor
 from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule
 from keras_cdiff.study.convergence import ConvergenceStudy
@@ -46,9 +46,9 @@ def run_study(
 ) -> Path | None:
     """Trains the experts of a study, as far as they are missing, and writes its report.
 
-    Under `distribution.spread` the experts that are missing are shared among the processes, each of
-    which trains one at a time by itself, and so are the levels of the relative entropies. The first
-    trains the reference and writes the report, while the others wait.
+    The processes of `distribution.shared_by` share the experts that are missing, of which each
+    trains one at a time, and the levels of the relative entropies. The first trains
+    the reference and writes the report, while the others wait.
 
     Args:
         folder: of the study and its report.
@@ -73,7 +73,7 @@ def run_study(
         ValueError: if an argument is out of its range, or the folder holds another study.
         LostPeer: if another of several processes has failed or ended.
     """
-    processes = spreading()
+    processes = sharing()
     numbers = _numbers(experts, num_experts)
     unknown = [name for name in schedules if name not in SCHEDULES]
     if unknown:
@@ -112,7 +112,7 @@ def run_study(
             if processes.first:
                 print(f"Experts still to be trained before there is a report: {shown}", flush=True)
             return None
-    with apart():
+    with local_work():
         if processes.first:
             _claim(Path(folder), config)
     images, _ = read_images(source, backbone["image_size"], backbone["channels"], entropy_images)
@@ -124,7 +124,7 @@ def run_study(
     ]
     seconds = time.perf_counter() - began
     page = Path(folder) / "REPORT.md"
-    with apart():
+    with local_work():
         if processes.first:
             conditions = _conditions(config, images, num_draws, seconds, study)
             measured = study.curves() if study else ()
@@ -139,23 +139,20 @@ def _train(study: ConvergenceStudy, config: dict, numbers: Sequence[int]) -> lis
     Returns:
         The experts that are missing then.
     """
-    with apart() as processes:
+    with local_work() as processes:
         if processes.first:
             _claim(study.folder, config)
             if study.evaluator is not None:
                 study.train_reference()
     missing = _missing(study)
     wanted = [number for number in numbers if number in missing]
-    with apart():
-        for number in wanted[processes.index :: processes.count]:
-            study.train_expert(number)
+    list(share(wanted, study.train_expert))
     return _missing(study)
 
 
 def _missing(study: ConvergenceStudy) -> list[int]:
     """Returns which experts are missing as the first process sees it."""
-    missing = np.array(study.missing() if spreading().first else [], np.int64)
-    return spreading().gather(missing)[0].tolist()
+    return next(share([study], ConvergenceStudy.missing))
 
 
 def _claim(folder: Path, config: dict) -> None:

@@ -1,13 +1,14 @@
 """Training runs: configuration, workdir, callbacks, checkpoints, samples of what was trained."""
 
 from keras_cdiff.common.tensorboard import TensorBoardWriter
-from keras_cdiff.training.callbacks import NonFiniteGuard, RunLog, SampleGrid, StopAt
+from keras_cdiff.training.callbacks import NonFiniteGuard, RunLog, StopAt
 from keras_cdiff.training.checkpoint import CheckpointFolder, DamagedCheckpoint
 from keras_cdiff.training.checkpoint_callback import CheckpointCallback, Interrupted, resume
 from keras_cdiff.training.configuration import resolve
 from keras_cdiff.training.ema_snapshots import EMASnapshots, read_snapshots, reconstruct_average
 from keras_cdiff.training.evaluation import evaluate_model
 from keras_cdiff.training.generation import (
+    SampleGrid,
     generate,
     load,
     load_run,

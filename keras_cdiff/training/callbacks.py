@@ -1,27 +1,21 @@
-"""Callbacks that show and keep what a run does, its log and its sample grids, and that end it."""
+"""Callbacks of a run: its log, its end, its guard, and what runs in several processes."""
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from keras_cdiff.common.callbacks import PeriodicCallback, StepCallback
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.common.files import append_record, strict_json
 from keras_cdiff.common.tensorboard import TensorBoardWriter
-from keras_cdiff.data import image_grid, save_image_grid, to_uint8
-from keras_cdiff.distribution import Engine, spread
+from keras_cdiff.distribution import Engine, shared_by
 from keras_cdiff.model.guarded_optimizer import accumulation_steps
-from keras_cdiff.samplers import Sampler, sample
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.checkpoint_callback import BackgroundWriter
-
-# Samples of a run's grids.
-GRID_SAMPLES = 32
 
 
 class RunLog(keras.callbacks.Callback):
@@ -100,69 +94,6 @@ class RunLog(keras.callbacks.Callback):
         }
 
 
-class SampleGrid(PeriodicCallback):
-    """Draws the same samples from the averaged weights now and then, as a grid on disk.
-
-    Args:
-        folder: where step_NNNNNN.png is written, or None.
-        every: training steps between two grids, rounded up to the end of an epoch; the last step of
-            training always has one.
-        sampler: how samples are drawn.
-        num_samples: how many; a class-conditional model shows its classes in turn.
-        guidance: scale of the guidance for conditional models.
-        tensorboard: a `TensorBoardWriter`, or None.
-        label: (num_samples,) classes instead.
-        context: (num_samples, L, D), the contexts of the samples, or None.
-        decode: makes images (N, H, W, C) in [-1, 1] of samples that are latents; without it latents
-            show their first three channels.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path | None,
-        every: int,
-        sampler: Sampler | None = None,
-        num_samples: int = GRID_SAMPLES,
-        guidance: float = 1.0,
-        tensorboard: TensorBoardWriter | None = None,
-        label: np.ndarray | None = None,
-        context: np.ndarray | None = None,
-        decode: Callable[[np.ndarray], np.ndarray] | None = None,
-    ):
-        super().__init__(every)
-        self.label, self.context, self.decode = label, context, decode
-        self.folder = None if folder is None else Path(folder)
-        self.sampler = sampler
-        self.num_samples = num_samples
-        self.guidance = guidance
-        self.tensorboard = tensorboard
-
-    def act(self, step: int, logs: dict | None) -> None:
-        label = self.label
-        if label is None and self.context is None:
-            label = class_labels(self.model.num_classes, self.num_samples)
-        images = sample(
-            self.model,
-            self.num_samples,
-            self.sampler,
-            label=label,
-            context=self.context,
-            guidance=1.0 if label is None and self.context is None else self.guidance,
-            progress=False,
-        )
-        # A run that diverges is for its log to tell.
-        images = np.nan_to_num(images, posinf=1.0, neginf=-1.0)
-        if self.decode is not None:
-            images = self.decode(images)
-        shown = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
-        images = to_uint8(np.nan_to_num(shown, posinf=1.0, neginf=-1.0))
-        layout = {"columns": 8, "scale": display_scale(images)}
-        if self.folder is not None:
-            save_image_grid(images, self.folder / f"step_{step:06d}.png", **layout)
-        if self.tensorboard is not None:
-            self.tensorboard.image(step, "samples", image_grid(images, **layout))
-
-
 class StopAt(StepCallback):
     """Ends training at an exact number of steps, within an epoch too.
 
@@ -178,16 +109,6 @@ class StopAt(StepCallback):
         super().on_train_batch_end(batch, logs)
         if self.step >= self.steps:
             self.model.stop_training = True
-
-
-def display_scale(images: np.ndarray) -> int:
-    """Returns the factor that makes small images (N, H, W, C) about 64 pixels high on screen."""
-    return max(1, 64 // images.shape[1])
-
-
-def class_labels(num_classes: int, num_samples: int) -> list[int] | None:
-    """Returns each class in turn, as often as there are samples; None without classes."""
-    return [i % num_classes for i in range(num_samples)] if num_classes else None
 
 
 def _number(value: float | str | None) -> float:
@@ -332,7 +253,7 @@ class RankAware(keras.callbacks.Callback):
     @contextlib.contextmanager
     def _with_copy(self, epoch: int | None = None) -> Iterator[None]:
         """Updates the copy; at the end of an epoch only if the callback will use it."""
-        with self.engine.local(), spread(self.engine.processes):
+        with self.engine.local(), shared_by(self.engine.processes):
             self._copy.stop_training = self.model.stop_training
             if self._copy is not self.model:
                 self._copy.iteration.assign(keras.ops.convert_to_numpy(self.model.iteration))

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_cdiff.common.callbacks import StepCallback
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.distribution import Processes, first_does
+from keras_cdiff.distribution import Processes, on_rank0
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption
@@ -108,7 +108,7 @@ class CheckpointCallback(StepCallback):
     def on_train_end(self, logs: dict | None = None) -> None:
         if self.step > self._saved:
             self._save()
-        first_does(self.processes, self.writer.wait)
+        on_rank0(self.processes, self.writer.wait)
 
     def _save_if_due(self, logs: dict, asked: bool) -> None:
         ending = self.interruption is not None and self.interruption.requested
@@ -119,7 +119,7 @@ class CheckpointCallback(StepCallback):
         if due or (ending and self.step > self._saved):
             self._save()
         if ending:
-            first_does(self.processes, self.writer.wait)
+            on_rank0(self.processes, self.writer.wait)
             raise Interrupted(
                 f"Interrupted by {self._reason()} at step {self.step}, with a "
                 f"checkpoint in {self.folder.path}: the same command goes on from there."

@@ -1,25 +1,94 @@
-"""Samples from a training run, or from a weights file and its preset, written to disk."""
+"""Samples of a run: grids while it trains, and images of the model that it has trained."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
-from keras_cdiff.data import TextContexts, save_image_grid, to_uint8, write_batch_file
-from keras_cdiff.distribution import apart, spreading
+from keras_cdiff.common.arrays import fingerprint
+from keras_cdiff.common.callbacks import PeriodicCallback
+from keras_cdiff.common.tensorboard import TensorBoardWriter
+from keras_cdiff.data import TextContexts, image_grid, save_image_grid, to_uint8, write_batch_file
+from keras_cdiff.distribution import share, sharing
 from keras_cdiff.model.diffusion_model import DiffusionModel
-from keras_cdiff.samplers import Guidance, sample
+from keras_cdiff.samplers import Guidance, Sampler, sample
 from keras_cdiff.training.building import build_model, build_sampler
-from keras_cdiff.training.callbacks import class_labels, display_scale
 from keras_cdiff.training.checkpoint import CheckpointFolder, read_checkpoint
 from keras_cdiff.training.configuration import choose, resolve, with_settings
 from keras_cdiff.training.model_state import restore_networks
-from keras_cdiff.training.run_data import open_run_autoencoder, open_run_text_encoder
+from keras_cdiff.training.run_data import (
+    GRID_SAMPLES,
+    open_run_autoencoder,
+    open_run_text_encoder,
+)
 from keras_cdiff.training.settings import Sampling
 from keras_cdiff.training.workdir import Workdir, load_network
+
+
+class SampleGrid(PeriodicCallback):
+    """Draws the same samples from the averaged weights now and then, as a grid on disk.
+
+    Args:
+        folder: where step_NNNNNN.png is written, or None.
+        every: training steps between two grids, rounded up to the end of an epoch; the last step of
+            training always has one.
+        sampler: how samples are drawn.
+        num_samples: how many; a class-conditional model shows its classes in turn.
+        guidance: scale of the guidance for conditional models.
+        tensorboard: a `TensorBoardWriter`, or None.
+        label: (num_samples,) classes instead.
+        context: (num_samples, L, D), the contexts of the samples, or None.
+        decode: makes images (N, H, W, C) in [-1, 1] of samples that are latents; without it latents
+            show their first three channels.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        every: int,
+        sampler: Sampler | None = None,
+        num_samples: int = GRID_SAMPLES,
+        guidance: float = 1.0,
+        tensorboard: TensorBoardWriter | None = None,
+        label: np.ndarray | None = None,
+        context: np.ndarray | None = None,
+        decode: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
+        super().__init__(every)
+        self.label, self.context, self.decode = label, context, decode
+        self.folder = None if folder is None else Path(folder)
+        self.sampler = sampler
+        self.num_samples = num_samples
+        self.guidance = guidance
+        self.tensorboard = tensorboard
+
+    def act(self, step: int, logs: dict | None) -> None:
+        label = self.label
+        if label is None and self.context is None:
+            label = class_labels(self.model.num_classes, self.num_samples)
+        images = draw_samples(
+            self.model,
+            self.num_samples,
+            self.sampler,
+            label=label,
+            context=self.context,
+            guidance=1.0 if label is None and self.context is None else self.guidance,
+            progress=False,
+        )
+        # A run that diverges is for its log to tell.
+        images = np.nan_to_num(images, posinf=1.0, neginf=-1.0)
+        if self.decode is not None:
+            images = self.decode(images)
+        shown = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
+        images = to_uint8(np.nan_to_num(shown, posinf=1.0, neginf=-1.0))
+        layout = {"columns": 8, "scale": display_scale(images)}
+        if self.folder is not None:
+            save_image_grid(images, self.folder / f"step_{step:06d}.png", **layout)
+        if self.tensorboard is not None:
+            self.tensorboard.image(step, "samples", image_grid(images, **layout))
 
 
 def load(workdir: str | os.PathLike, step: int | None = None) -> DiffusionModel:
@@ -144,7 +213,7 @@ def generate(
     """Draws samples and writes OUTPUT/samples.png, a grid, and OUTPUT/samples.npz, the images.
 
     Samples of a model of latents are decoded. The .npz holds uint8 (N, H, W, C) under the name
-    arr_0, as evaluators of generated images read it. Under `distribution.spread` the processes
+    arr_0, as evaluators of generated images read it. Under `distribution.shared_by` the processes
     share the samples, and the first writes them.
 
     Args:
@@ -179,7 +248,7 @@ def generate(
         context = prompt_contexts(config, prompts)
         context = context[np.arange(num_samples) % len(context)]
     chosen = choose(Sampling, changes)
-    images = sample(
+    images = draw_samples(
         model,
         num_samples,
         **sampling_settings(model, config, num_samples, label=label, context=context, **changes),
@@ -188,7 +257,7 @@ def generate(
         batch_size=chosen.batch_size,
     )
     images = to_uint8(images) if autoencoder is None else decode(autoencoder, images)
-    if spreading().first:
+    if sharing().first:
         folder.mkdir(parents=True, exist_ok=True)
         write_batch_file(folder / "samples.npz", images)
         save_image_grid(images, folder / "samples.png", scale=display_scale(images))
@@ -196,16 +265,59 @@ def generate(
 
 
 def decode(autoencoder: Autoencoder, latents: np.ndarray) -> np.ndarray:
-    """Returns the uint8 images of latents, of which each process of `distribution.spread` decodes a
-    part.
+    """Returns the uint8 images of latents; the processes of `distribution.shared_by` share them."""
+    parts = np.array_split(latents, min(sharing().count, len(latents)))
+    images = share(parts, lambda part: to_uint8(autoencoder.decode(part)))
+    return np.concatenate(list(images))
+
+
+def draw_samples(
+    model: DiffusionModel,
+    num_samples: int,
+    sampler: Sampler | None = None,
+    *,
+    seed: int = 0,
+    label: int | Sequence[int] | None = None,
+    context: np.ndarray | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+    **options: object,
+) -> np.ndarray:
+    """Returns what `keras_cdiff.sample` returns; the processes of `distribution.shared_by` draw
+    batches in turn, smaller ones if else a process had none to draw.
     """
-    processes = spreading()
-    parts = np.array_split(latents, processes.count)
-    with apart():
-        # One that has none of its own decodes another's, so that it knows what there is to send.
-        own = parts[processes.index]
-        images = to_uint8(autoencoder.decode(own if len(own) else latents[:1]))[: len(own)]
-    return images if processes.count == 1 else np.concatenate(processes.gather(images))
+    processes = sharing()
+    if processes.count == 1:
+        drawn = {"seed": seed, "label": label, "context": context, **options}
+        return sample(
+            model, num_samples, sampler, **drawn, batch_size=batch_size, progress=progress
+        )
+    size = min(batch_size, -(-num_samples // processes.count))
+    each = {}
+    if label is not None:
+        each["label"] = np.broadcast_to(label, num_samples)
+    if context is not None:
+        context = np.asarray(context)
+        each["context"] = np.broadcast_to(context, (num_samples, *context.shape[-2:]))
+    request = (num_samples, size, seed, sampler and (type(sampler).__name__, sampler.get_config()))
+    processes.check_same("samples to draw", (*request, fingerprint("", **each)))
+
+    def draw(rows: np.ndarray) -> np.ndarray:
+        return sample(
+            model,
+            size,
+            sampler,
+            seed=[seed + int(row) for row in rows],
+            **{name: values[rows] for name, values in each.items()},
+            **options,
+            batch_size=size,
+            progress=progress and processes.first,
+        )
+
+    # The last batch repeats the last sample, so that nothing compiles again.
+    starts = range(0, num_samples, size)
+    batches = [np.minimum(np.arange(i, i + size), num_samples - 1) for i in starts]
+    return np.concatenate(list(share(batches, draw)))[:num_samples]
 
 
 def prompt_contexts(config: dict, prompts: Sequence[str]) -> np.ndarray:
@@ -281,11 +393,21 @@ def _adopt_fingerprints(weights: str | os.PathLike, config: dict) -> None:
     """
     file = Path(weights).with_name("step.json")
     trained = json.loads(file.read_text()).get("fingerprints", {}) if file.is_file() else {}
-    for kind, fingerprint in trained.items():
+    for kind, expected in trained.items():
         found = config.get(kind)
-        if found is not None and found.setdefault("fingerprint", fingerprint) != fingerprint:
+        if found is not None and found.setdefault("fingerprint", expected) != expected:
             raise ValueError(
                 f"The weights were trained with another {kind.replace('_', ' ')}, of the "
-                f"fingerprint {fingerprint}: give that one. "
+                f"fingerprint {expected}: give that one. "
                 f"Received: weights={str(weights)!r}, {kind} of {found['fingerprint']}"
             )
+
+
+def display_scale(images: np.ndarray) -> int:
+    """Returns the factor that makes small images (N, H, W, C) about 64 pixels high on screen."""
+    return max(1, 64 // images.shape[1])
+
+
+def class_labels(num_classes: int, num_samples: int) -> list[int] | None:
+    """Returns each class in turn, as often as there are samples; None without classes."""
+    return [i % num_classes for i in range(num_samples)] if num_classes else None

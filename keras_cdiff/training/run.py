@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_cdiff.common.tensorboard import TensorBoardWriter
-from keras_cdiff.distribution import Engine, LostPeer, Processes, first_does, spread
+from keras_cdiff.distribution import Engine, LostPeer, Processes, on_rank0, shared_by
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.training.building import (
@@ -21,7 +21,6 @@ from keras_cdiff.training.callbacks import (
     NonFiniteGuard,
     RankAware,
     RunLog,
-    SampleGrid,
     StopAt,
     silence,
 )
@@ -30,6 +29,7 @@ from keras_cdiff.training.checkpoint_callback import CheckpointCallback, Interru
 from keras_cdiff.training.configuration import of_run
 from keras_cdiff.training.continuation import continue_run, fit_intervals
 from keras_cdiff.training.evaluation import evaluation_callbacks
+from keras_cdiff.training.generation import SampleGrid
 from keras_cdiff.training.interruption import Interruption, WorkdirLock
 from keras_cdiff.training.run_data import ReadErrors, RunData, open_data
 from keras_cdiff.training.settings import Checkpoints, Training
@@ -72,7 +72,7 @@ def train(
     try:
         return _train(copy.deepcopy(config), Workdir(workdir), callbacks, engine)
     except Exception as error:
-        if engine.is_loss(error) and not isinstance(error, LostPeer):
+        if engine.is_peer_lost(error) and not isinstance(error, LostPeer):
             raise LostPeer(error) from error
         raise
 
@@ -96,8 +96,8 @@ def _train(
         observers = evaluation_callbacks(model, data, sampler, folder, tensorboard)
     observers += callbacks
     with contextlib.ExitStack() as stack:
-        first_does(engine.processes, lambda: stack.enter_context(WorkdirLock(folder.path)))
-        with spread(engine.processes):  # captions are embedded once for all
+        on_rank0(engine.processes, lambda: stack.enter_context(WorkdirLock(folder.path)))
+        with shared_by(engine.processes):  # captions are embedded once for all
             data.embed_captions(folder.path)
         if config["training"]["sample_every"]:
             observers.insert(0, _sample_grid(data, sampler, folder, tensorboard))
@@ -106,7 +106,7 @@ def _train(
         _fit(model, data, folder, observers, tensorboard, engine, stack)
         trained = engine.local_copy(model)
         engine.refresh(trained, model)
-        first_does(engine.processes, lambda: folder.save_weights(trained))
+        on_rank0(engine.processes, lambda: folder.save_weights(trained))
     if engine.processes.first:
         print(f"wrote {folder.weights}", flush=True)
     return model
@@ -162,7 +162,7 @@ def _fit(
         print(_summary(model, data, folder, step, engine), flush=True)
     else:
         silence(run_log)
-    first_does(processes, lambda: _claim(folder, data, step, saver.folder))
+    on_rank0(processes, lambda: _claim(folder, data, step, saver.folder))
     reader = ReadErrors(data.source)
     try:
         fit_intervals(

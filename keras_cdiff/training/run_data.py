@@ -20,8 +20,8 @@ from keras_cdiff.data import (
 )
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.training.building import in_pixels
-from keras_cdiff.training.callbacks import GRID_SAMPLES
 
+GRID_SAMPLES = 32  # of a run's grids
 _PLACEHOLDER = ":PATH"  # in presets, of what only the user knows
 
 

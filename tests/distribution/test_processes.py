@@ -1,6 +1,5 @@
 """Who works together, and what processes exchange, without any engine."""
 
-import itertools
 import json
 
 import keras
@@ -11,10 +10,11 @@ from keras_cdiff.distribution import (
     LostPeer,
     Processes,
     find_cluster,
-    first_does,
+    on_rank0,
     processes,
-    spread,
-    spreading,
+    share,
+    shared_by,
+    sharing,
 )
 
 pytestmark = pytest.mark.backend_free
@@ -28,9 +28,9 @@ def test_one_alone():
     assert alone.any(True)
     alone.barrier()
     alone.check_same("seed", 3)
-    assert list(alone.share(4)) == [0, 1, 2, 3]
+    assert list(share("abc", str.upper)) == ["A", "B", "C"]
     with pytest.raises(ZeroDivisionError):
-        first_does(alone, lambda: 1 / 0)
+        on_rank0(alone, lambda: 1 / 0)
 
 
 @pytest.mark.parametrize("piece", [2**28, 7])
@@ -58,28 +58,52 @@ def test_agreement(in_threads):
 
 def test_the_first_does_it_and_all_hear_of_its_failure(in_threads):
     done = []
-    assert in_threads(2, lambda p: first_does(p, lambda: done.append(p.index))) == [None, None]
+    assert in_threads(2, lambda p: on_rank0(p, lambda: done.append(p.index))) == [None, None]
     assert done == [0]
 
     def fail():
         raise OSError("no space left")
 
-    first, second = in_threads(2, lambda p: first_does(p, fail))
+    first, second = in_threads(2, lambda p: on_rank0(p, fail))
     assert isinstance(first, OSError)
     assert isinstance(second, LostPeer)
     assert "process 0: OSError: no space left" in str(second)
 
 
-def test_shares_are_disjoint_and_complete(in_threads):
-    shares = in_threads(3, lambda p: list(p.share(8)))
-    assert sorted(itertools.chain(*shares)) == list(range(8))
+def test_tasks_are_shared_and_all_get_all_results_in_order(in_threads):
+    done = [[], [], []]
+
+    def result(task):
+        return {"task": task, "array": np.full(task, task, np.float32), "none": None}
+
+    def run(processes):
+        def work(task):
+            done[processes.index].append(task)
+            return result(task)
+
+        with shared_by(processes):
+            return list(share(range(8), work))
+
+    for results in in_threads(3, run):
+        np.testing.assert_equal(results, [result(task) for task in range(8)])
+    assert done == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
-def test_spread_ends_with_its_block():
+def test_a_task_that_fails_ends_all(in_threads):
+    def run(processes):
+        with shared_by(processes):
+            return list(share([1, 0], lambda task: 1 / task))
+
+    first, second = in_threads(2, run)
+    assert isinstance(first, LostPeer)
+    assert isinstance(second, ZeroDivisionError)
+
+
+def test_sharing_ends_with_its_block():
     other = Processes()
-    with spread(other):
-        assert spreading() is other
-    assert spreading() is not other
+    with shared_by(other):
+        assert sharing() is other
+    assert sharing() is not other
 
 
 def test_a_lost_peer_says_what_to_do():

@@ -9,8 +9,8 @@ from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.objectives import UniformTimesteps
 from keras_cdiff.parameterizations import Epsilon
 from keras_cdiff.samplers import DDIM, DDPM
-from keras_cdiff.samplers.estimator import estimator
 from keras_cdiff.samplers.guidance import Guidance
+from keras_cdiff.samplers.sample import estimator
 from keras_cdiff.schedules import LinearBeta
 
 
@@ -87,7 +87,7 @@ def test_dit(golden, official_run, name, sampler, guidance):
 
     def denoise(x, level):
         levels = np.full(num_samples, level, "float32")
-        estimate = network.predict_on_batch({"x": x, "level": levels, **condition})
+        estimate = network({"x": x, "level": levels, **condition})
         return {name: ops.convert_to_tensor(value) for name, value in estimate.items()}
 
     check(sampler, denoise, run, model.schedule, num_samples, 1e-3, 5e-3)

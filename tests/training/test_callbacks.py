@@ -8,7 +8,7 @@ from PIL import Image
 
 from keras_cdiff.samplers import DDIM
 from keras_cdiff.training import RunLog, SampleGrid, StopAt, TensorBoardWriter
-from keras_cdiff.training.callbacks import class_labels
+from keras_cdiff.training.generation import class_labels
 
 
 def end_an_epoch(callback, model, logs, batches=2):

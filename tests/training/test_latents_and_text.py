@@ -14,8 +14,8 @@ from keras_cdiff.autoencoders import Autoencoder, kl_networks
 from keras_cdiff.data import ArraySource, open_source, open_text_encoder
 from keras_cdiff.evaluation import Evaluator, SourceImages, open_extractor
 from keras_cdiff.samplers import DDIM, sample
-from keras_cdiff.training.callbacks import SampleGrid
 from keras_cdiff.training.evaluation import conditions_like
+from keras_cdiff.training.generation import SampleGrid
 from keras_cdiff.training.run_data import open_data
 
 pytestmark = [

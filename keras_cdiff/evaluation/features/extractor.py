@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.common.batch_function import PREFERS_JIT, BatchFunction
 from keras_cdiff.evaluation.features.resize import check_mode, resize, resize_image
 
 
@@ -59,7 +60,7 @@ class Extractor:
         self.channels = input_shape(network)[-1] or 3
         self._network, self._scale, self._offset = network, scale, offset
         self.feature_width, self.num_logits = self._output_widths()
-        self._graphs = {}  # shape and dtype of an image -> its graph, and the batch sizes seen
+        self._outputs = BatchFunction(self._compute, network, jit_compile=PREFERS_JIT)
 
     def __call__(
         self, images: np.ndarray | Sequence[np.ndarray]
@@ -78,15 +79,7 @@ class Extractor:
             ValueError: if the images are of another type, rank or number of channels.
         """
         images = self._stacked(images)
-        kind = images.shape[1:], images.dtype
-        if kind not in self._graphs:
-            self._graphs[kind] = _Graph(self._network, self), set()
-        graph, batch_sizes = self._graphs[kind]
-        count = len(images)
-        batch_size = min((size for size in batch_sizes if size >= count), default=count)
-        batch_sizes.add(batch_size)
-        images = np.pad(images, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
-        outputs = [np.asarray(output)[:count] for output in graph.predict_on_batch(images)]
+        outputs = self._outputs(images)
         return outputs[0], outputs[1] if self.num_logits else None
 
     def describe(self) -> dict:
@@ -109,6 +102,10 @@ class Extractor:
         if images.shape[-1] != self.channels:
             images = ops.repeat(images, self.channels, axis=-1)
         return images * ops.cast(self._scale, "float32") + ops.cast(self._offset, "float32")
+
+    def _compute(self, images: keras.KerasTensor) -> list[keras.KerasTensor]:
+        outputs = self._network(self.prepare(images), training=False)
+        return [ops.cast(output, "float32") for output in keras.tree.flatten(outputs)]
 
     def _stacked(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """One checked array: uint8, or float32 of images that had to be resized here."""
@@ -163,22 +160,6 @@ class Extractor:
                 f"Received: a network {self.name!r} of output shapes {shapes}"
             )
         return shapes[0][1], shapes[1][1] if len(shapes) == 2 else 0
-
-
-class _Graph(keras.Model):
-    """What an extractor computes, run as Keras runs `predict`."""
-
-    def __init__(self, network: keras.Model, extractor: Extractor):
-        # Pixels must arrive in float32 under every policy; the network keeps its own.
-        super().__init__(name="extractor", dtype="float32", autocast=False)
-        self.network, self.prepare = network, extractor.prepare
-        # TensorFlow runs convolutions faster without XLA on CPU; JAX knows nothing else.
-        self.jit_compile = keras.backend.backend() == "jax"
-        self.built = True
-
-    def call(self, images: keras.KerasTensor) -> list[keras.KerasTensor]:
-        outputs = self.network(self.prepare(images), training=False)
-        return [ops.cast(output, "float32") for output in keras.tree.flatten(outputs)]
 
 
 def input_shape(model: keras.Model) -> tuple[int | None, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff import autoencoders, data, evaluation, sample, training
-from keras_cdiff.distribution import LostPeer, apart, signs_of_life, spreading
+from keras_cdiff.distribution import LostPeer, local_work, shared_work, sharing
 from keras_cdiff.evaluation.extraction import extract
 from keras_cdiff.training.building import build_model
 from keras_cdiff.training.generation import decode
@@ -31,7 +31,7 @@ EXPERTS = {
 
 def run_two(launch, folder):
     """Runs the worker in two processes at once, and returns what both wrote and printed."""
-    codes, outputs = launch("spread_worker.py", folder, processes=2, exact=True)
+    codes, outputs = launch("shared_work_worker.py", folder, processes=2, exact=True)
     assert codes == [0, 0], outputs
     written = [folder / str(index) / "result.json" for index in range(2)]
     return [
@@ -173,15 +173,15 @@ def test_experts_are_shared(together):
 
 @pytest.mark.backend_free
 def test_those_that_are_done_wait(in_threads, monkeypatch):
-    monkeypatch.setattr(signs_of_life, "_SECONDS_BETWEEN_SIGNS", 0.02)
+    monkeypatch.setattr(shared_work, "_SECONDS_BETWEEN_HEARTBEATS", 0.02)
     done = []
 
     def work(processes):
-        signs = signs_of_life._SignsOfLife(processes)
+        heartbeat = shared_work._Heartbeat(processes)
         if not processes.first:
             threading.Event().wait(0.3)
             done.append(processes.index)
-        signs.finish()
+        heartbeat.finish()
         assert done == [1]
 
     assert in_threads(2, work) == [None, None]
@@ -189,14 +189,14 @@ def test_those_that_are_done_wait(in_threads, monkeypatch):
 
 @pytest.mark.backend_free
 def test_a_failure_ends_the_others(in_threads, monkeypatch):
-    monkeypatch.setattr(signs_of_life, "_SECONDS_BETWEEN_SIGNS", 0.02)
+    monkeypatch.setattr(shared_work, "_SECONDS_BETWEEN_HEARTBEATS", 0.02)
 
     def work(processes):
-        signs = signs_of_life._SignsOfLife(processes)
+        heartbeat = shared_work._Heartbeat(processes)
         if processes.first:
-            signs.fail(OSError("the disk is full"))
+            heartbeat.fail(OSError("the disk is full"))
         else:
-            signs.finish()
+            heartbeat.finish()
 
     first, *others = in_threads(3, work)
     assert first is None
@@ -208,7 +208,7 @@ def test_a_failure_ends_the_others(in_threads, monkeypatch):
 
 @pytest.mark.backend_free
 def test_one_process_alone_keeps_its_errors():
-    with apart() as processes:
-        assert processes is spreading()
-    with pytest.raises(ZeroDivisionError), apart():
+    with local_work() as processes:
+        assert processes is sharing()
+    with pytest.raises(ZeroDivisionError), local_work():
         1 / 0  # noqa: B018

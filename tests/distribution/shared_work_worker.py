@@ -1,6 +1,6 @@
 """One of two processes that share samples, features, latents and experts.
 
-spread_worker.py FOLDER
+shared_work_worker.py FOLDER
 
 FOLDER/job.json says what there is; FOLDER/INDEX holds what this process got.
 """
@@ -15,11 +15,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from keras_cdiff import autoencoders, data, distribution, evaluation, sample, study, training
-from keras_cdiff.distribution import signs_of_life
+from keras_cdiff import autoencoders, data, distribution, evaluation, study, training
+from keras_cdiff.distribution import shared_work
 from keras_cdiff.evaluation.extraction import extract
 from keras_cdiff.study.convergence import ConvergenceStudy
-from keras_cdiff.training.generation import decode
+from keras_cdiff.training.generation import decode, draw_samples
 
 
 class Watched:
@@ -66,13 +66,13 @@ def main(folder):
     own.mkdir()
     result = {}
 
-    signs_of_life._SECONDS_BETWEEN_SIGNS = 0.1
-    with distribution.apart() as processes:
-        time.sleep(0.5 * processes.index)  # the first gives several signs of life
+    shared_work._SECONDS_BETWEEN_HEARTBEATS = 0.1
+    with distribution.local_work() as processes:
+        time.sleep(0.5 * processes.index)  # the first gives several heartbeats
 
-    np.save(own / "samples.npy", sample(model, **job["sampling"], progress=False))
+    np.save(own / "samples.npy", draw_samples(model, **job["sampling"], progress=False))
     seed = {**job["sampling"], "seed": processes.index}
-    result["other seeds"] = outcome(sample, model, **seed)
+    result["other seeds"] = outcome(draw_samples, model, **seed)
 
     extractor = evaluation.open_extractor(job["extractor"])
     images = evaluation.SourceImages(job["data"], 8)
@@ -109,7 +109,7 @@ def main(folder):
 if __name__ == "__main__":
     with (
         distribution.connected(distribution.find_cluster()) as connected,
-        distribution.spread(connected),
+        distribution.shared_by(connected),
     ):
         own_index = connected.index
         main(Path(sys.argv[1]))
