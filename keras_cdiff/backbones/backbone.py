@@ -26,6 +26,8 @@ class Backbone(Protocol):
         augment_features: 9 if its `call` takes `augment`, (B, 9), what an augmentation did.
         seed_generator: the `keras.random.SeedGenerator` of its dropout, which a step sets.
         prefers_xla: the `jit_compile` that suits it on TensorFlow.
+        is_latent: whether images are latents, whose units only their encoder knows, and not grey or
+            RGB; if the network does not say it, those of 1 or 3 channels are no latents.
     """
 
     image_size: int
@@ -53,6 +55,11 @@ class Backbone(Protocol):
 
     def get_config(self) -> dict:
         """Returns the arguments that make such a network anew, for the copies that averages are."""
+
+
+def holds_latents(channels: int, network: object = None) -> bool:
+    """Returns whether images are latents, as the network says it, or else by their channels."""
+    return getattr(network, "is_latent", channels not in (1, 3))
 
 
 def check_backbone(backbone: object, augmented: bool = False) -> None:

@@ -62,6 +62,8 @@ class LatentSource(Source):
         OSError: If the system does not let a file be read.
     """
 
+    is_latent = True
+
     def __init__(self, folder: str | os.PathLike, name: str | None = None, read_all: bool = False):
         self.folder = Path(folder)
         name = name or f"latents:{self.folder}"

@@ -220,8 +220,9 @@ def _reads_latents(
     source: Source, image_size: int, channels: int, horizontal_flip: bool = False
 ) -> bool:
     """Whether latents are to be read, after checks that they are there as they are wanted."""
-    # Never 1 or 3 channels: a source that hides what it is is not read only to find that out.
-    if channels in (1, 3) and getattr(source, "latent_size", None) is None:
+    # A source that does not say what it holds is not read for 1 or 3 channels.
+    if not getattr(source, "is_latent", channels not in (1, 3)):
+        _check_channels(channels)
         return False
     moments = source[0].get("moments")
     if moments is None:

@@ -26,6 +26,8 @@ class Source:
         ValueError: If labels or captions do not fit the images.
     """
 
+    is_latent = False  # what the examples hold
+
     def __init__(
         self,
         name: str,

@@ -178,7 +178,7 @@ class GeneratedImages(ImageSet):
         autoencoder: Autoencoder | None = None,
     ):
         channels = model.image_shape[-1]
-        if channels not in (1, 3) and autoencoder is None:
+        if model.is_latent and autoencoder is None:
             raise ValueError(
                 "Images to compare have 1 or 3 channels; latents must be decoded first: give an "
                 f"`autoencoder`. Received: a model of {channels} channels"

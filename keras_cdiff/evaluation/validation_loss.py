@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cdiff.backbones.backbone import holds_latents
 from keras_cdiff.common.batch_function import BatchFunction, kept
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.curriculum import Clusters
@@ -73,7 +74,7 @@ class ValidationLoss:
                 "`images` must be an array (N, H, W, C) of at least two images, from whose spread "
                 f"the standard errors come. Received: images of shape {images.shape}"
             )
-        check_images(images, images.shape[1:])
+        check_images(images, images.shape[1:], holds_latents(images.shape[-1]))
         labels = None if labels is None else np.asarray(labels)
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(

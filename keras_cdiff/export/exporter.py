@@ -13,7 +13,7 @@ from keras_cdiff.export.formats import FORMATS
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Guidance, Sampler, default_sampler
 from keras_cdiff.samplers.sample import check_options
-from keras_cdiff.training.building import build_sampler, in_pixels
+from keras_cdiff.training.building import build_sampler
 
 
 def export_sampler(
@@ -127,7 +127,7 @@ def _check_format(
             f"Received: jit_compile={jit_compile}, format={format!r}"
         )
     channels = model.image_shape[-1]
-    wanted = None if in_pixels(channels) else channels
+    wanted = channels if model.is_latent else None
     if wanted != (None if autoencoder is None else autoencoder.channels):
         raise ValueError(
             "A model of latents is exported with the autoencoder that decodes them, and one of "
@@ -149,7 +149,7 @@ def _sampler(
     model: DiffusionModel, sampler: Sampler | str | None, num_steps: int | None
 ) -> Sampler:
     if isinstance(sampler, str):
-        return build_sampler(sampler, num_steps, model.image_shape[-1])
+        return build_sampler(sampler, num_steps, model.is_latent)
     sampler = sampler or default_sampler(model)
     if num_steps is None:
         return sampler

@@ -12,8 +12,10 @@ from keras_cdiff.schedules import DiscreteSchedule, Schedule
 _NAMES = ("image", "label", "context", "level", "noise")
 
 
-def check_images(images: np.ndarray, image_shape: tuple[int, int, int]) -> None:
-    """Raises a ValueError unless `images` is finite float (N, *image_shape) in [-1, 1]."""
+def check_images(images: np.ndarray, image_shape: tuple[int, int, int], is_latent: bool) -> None:
+    """Raises a ValueError unless `images` is finite float (N, *image_shape), in [-1, 1] unless they
+    are latents.
+    """
     _check_static(images.shape, str(images.dtype), image_shape)
     if not len(images):
         raise ValueError(f"`image` must hold at least one image. Received: shape={images.shape}")
@@ -23,9 +25,7 @@ def check_images(images: np.ndarray, image_shape: tuple[int, int, int]) -> None:
             "`image` must be finite. Remove or repair the images that hold NaN or infinity. "
             f"Received: {np.count_nonzero(~finite)} such images, first at index {np.argmin(finite)}"
         )
-    # One or three channels are pixels; other counts are latents, whose units only their encoder
-    # knows.
-    limit = 1.001 if image_shape[-1] in (1, 3) else 50.0
+    limit = 50.0 if is_latent else 1.001  # latents have units of their own
     low, high = float(images.min()), float(images.max())
     if low < -limit or high > limit:
         raise ValueError(
@@ -62,6 +62,7 @@ def check_arrays(
     image_shape: tuple[int, int, int],
     num_classes: int,
     context_width: int | None,
+    is_latent: bool,
 ) -> None:
     """Raises a ValueError unless those of the inputs of `fit` that are arrays can be trained on.
 
@@ -71,6 +72,7 @@ def check_arrays(
         image_shape: (H, W, C).
         num_classes: 0 if the model takes no labels.
         context_width: features of a context's rows, None if the backbone does not say.
+        is_latent: whether images are latents.
     """
     batch = dict(x) if isinstance(x, dict) else {"image": x}
     if isinstance(x, dict):
@@ -85,7 +87,7 @@ def check_arrays(
                 "`batches` makes of a data set of its own `shard`. "
                 f"Received: an array of shape {images.shape}"
             )
-        check_images(images, image_shape)
+        check_images(images, image_shape, is_latent)
     if isinstance(labels, np.ndarray | list):
         check_labels(labels, num_classes)
     if isinstance(contexts, np.ndarray):

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.augmentation import Augmentation, check_augmentation
-from keras_cdiff.backbones.backbone import check_backbone
+from keras_cdiff.backbones.backbone import check_backbone, holds_latents
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.distribution import replica
 from keras_cdiff.ema import Decay, FixedDecay
@@ -196,7 +196,8 @@ class DiffusionModel(TrainStep, keras.Model):
         self, x: object = None, y: object = None, *args: object, **kwargs: object
     ) -> keras.callbacks.History:
         """Trains the model as `keras.Model.fit` does; arrays are checked before the first step."""
-        check_arrays(x, y, self.image_shape, self.num_classes, self.context_width)
+        expected = (self.image_shape, self.num_classes, self.context_width, self.is_latent)
+        check_arrays(x, y, *expected)
         if self.compiled and not self.optimizer.built:
             # If the first step made the optimizer's variables, TensorFlow would trace it twice.
             self.optimizer.build(self.trainable_variables)
@@ -325,6 +326,11 @@ class DiffusionModel(TrainStep, keras.Model):
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of an image."""
         return self.backbone.image_size, self.backbone.image_size, self.backbone.channels
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether images are latents."""
+        return holds_latents(self.backbone.channels, self.backbone)
 
     @property
     def num_classes(self) -> int:

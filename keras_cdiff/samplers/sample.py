@@ -91,7 +91,7 @@ def sample(
 def default_sampler(model: keras.Model) -> Sampler:
     """Returns the sampler that `sample` uses on `model` unless it is given one."""
     if isinstance(model.schedule, DiscreteSchedule):
-        return DDIM(50, clip=model.image_shape[-1] in (1, 3))
+        return DDIM(50, clip=not model.is_latent)
     if isinstance(model.schedule, RectifiedFlow):
         return Heun(25, coordinate="level")
     return Heun(18)

@@ -28,7 +28,7 @@ from keras_cdiff.study.measuring import (
     refuse_another_study,
 )
 from keras_cdiff.training import Workdir, load_run, train
-from keras_cdiff.training.building import build_sampler
+from keras_cdiff.training.building import build_run_sampler
 from keras_cdiff.training.configuration import differences
 from keras_cdiff.training.run_data import open_data
 
@@ -311,13 +311,7 @@ class ConvergenceStudy:
         return images, None if backbone["num_classes"] == 0 else labels
 
     def _sampler(self) -> Sampler:
-        sampling = self.config["sampling"]
-        return build_sampler(
-            sampling["sampler"],
-            self.num_steps or sampling["num_steps"],
-            self.config["model"]["backbone"]["channels"],
-            **sampling.get("options", {}),
-        )
+        return build_run_sampler(self.config, self.num_steps)
 
     @functools.cached_property  # with what is compiled for it
     def _reference(self) -> DiffusionModel:

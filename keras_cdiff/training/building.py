@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_cdiff.backbones.backbone import holds_latents
 from keras_cdiff.curriculum import (
     Clusters,
     CurriculumCallback,
@@ -68,15 +69,14 @@ def build_curriculum(config: dict) -> CurriculumCallback | None:
 
 
 def build_sampler(
-    name: str, num_steps: int | None = None, channels: int = 3, **options: object
+    name: str, num_steps: int | None = None, is_latent: bool = False, **options: object
 ) -> Sampler:
     """Returns the sampler called `name`.
 
     Args:
         name: a name in `SAMPLERS`.
         num_steps: number of steps; None for the sampler's own default.
-        channels: channels of an image. Other counts than 1 and 3 are those of latents, whose
-            estimates are not clamped to [-1, 1].
+        is_latent: whether images are latents, whose estimates are not clamped to [-1, 1].
         **options: other arguments of that sampler.
     """
     if name not in SAMPLERS:
@@ -85,20 +85,24 @@ def build_sampler(
         )
     count = {} if num_steps is None else {"num_steps": num_steps}
     # Solvers of the flow do not clamp by default, as EDM does not.
-    clip = {} if in_pixels(channels) else {"clip": False}
+    clip = {"clip": False} if is_latent else {}
     return SAMPLERS[name](**count, **{**clip, **options})
 
 
-def build_run_sampler(config: dict) -> Sampler:
-    """Returns the sampler of a configuration, as it draws a run's grids."""
-    sampling, channels = config["sampling"], config["model"]["backbone"]["channels"]
-    options = sampling.get("options", {})
-    return build_sampler(sampling["sampler"], sampling["num_steps"], channels, **options)
+def build_run_sampler(config: dict, num_steps: int | None = None) -> Sampler:
+    """Returns the sampler of a configuration; `num_steps` of them, if it is not None."""
+    sampling = config["sampling"]
+    return build_sampler(
+        sampling["sampler"],
+        num_steps or sampling["num_steps"],
+        trains_on_latents(config),
+        **sampling.get("options", {}),
+    )
 
 
-def in_pixels(channels: int) -> bool:
-    """Returns whether images of so many channels are grey or RGB, rather than latents."""
-    return channels in (1, 3)
+def trains_on_latents(config: dict) -> bool:
+    """Returns whether the model of a configuration works on latents."""
+    return holds_latents(config["model"]["backbone"]["channels"])
 
 
 def make_pacing(staging: dict) -> FixedPacing | PatiencePacing:

@@ -371,9 +371,9 @@ def sampling_settings(
             "than 1, or leave the interval out. "
             f"Received: guidance=1, guidance_interval={chosen.guidance_interval}"
         )
-    name, channels = chosen.sampler or preset["sampler"], model.image_shape[-1]
+    name = chosen.sampler or preset["sampler"]
     return {
-        "sampler": build_sampler(name, num_steps, channels, **options),
+        "sampler": build_sampler(name, num_steps, model.is_latent, **options),
         "label": label,
         "context": context,
         "guidance": Guidance(guidance, interval=chosen.guidance_interval),

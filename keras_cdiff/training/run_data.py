@@ -8,7 +8,6 @@ import numpy as np
 from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
 from keras_cdiff.common.arrays import evenly_spaced
 from keras_cdiff.data import (
-    LatentSource,
     Source,
     TextEncoder,
     WithContext,
@@ -19,7 +18,7 @@ from keras_cdiff.data import (
     open_text_encoder,
 )
 from keras_cdiff.model.diffusion_model import DiffusionModel
-from keras_cdiff.training.building import in_pixels
+from keras_cdiff.training.building import trains_on_latents
 
 GRID_SAMPLES = 32  # of a run's grids
 _PLACEHOLDER = ":PATH"  # in presets, of what only the user knows
@@ -100,7 +99,7 @@ class RunData:
         """
         source = self.source
         description = {"images": len(source), "class_names": list(source.class_names)}
-        if hasattr(source, "latent_size"):
+        if source.is_latent:
             description["latents"] = source.digest()
         if isinstance(source, WithContext):
             description["captions"] = source.embeddings.folder.name
@@ -126,7 +125,7 @@ def open_data(config: dict) -> RunData:
         )
     _check_kind(config)
     source = open_source(data)
-    if isinstance(source, LatentSource):
+    if source.is_latent:
         images = {"images": source.source_name, "image_size": source.image_size}
         config["autoencoder"] = {**source.autoencoder, **images}
     encoder = open_run_text_encoder(config)
@@ -182,7 +181,7 @@ def open_run_autoencoder(config: dict, model: DiffusionModel | None = None) -> A
     if model is not None:
         channels = model.image_shape[-1]
     described = config.get("autoencoder")
-    if in_pixels(channels):
+    if not (trains_on_latents(config) if model is None else model.is_latent):
         return None
     if described is None:
         raise ValueError(
@@ -229,12 +228,12 @@ def _check_kind(config: dict) -> None:
     received = (
         f"Received: preset={config['preset']!r}, with {channels} channels, data={config['data']!r}"
     )
-    if latents and in_pixels(channels):
+    if latents and not trains_on_latents(config):
         raise ValueError(
             "The data is latents, and this preset's network works on pixels: choose a preset of "
             f"latents. {received}"
         )
-    if not latents and not in_pixels(channels):
+    if not latents and trains_on_latents(config):
         raise ValueError(
             "This preset's network works on latents, and the data is images: encode them with "
             "apps/encode.py, and give data=latents:FOLDER, or choose a preset in pixels. "
