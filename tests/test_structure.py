@@ -16,7 +16,7 @@ pytestmark = pytest.mark.backend_free
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "keras_cdiff"
 # Where a file imports what lies beside it.
-PROGRAMS = ("apps/", "benchmarks/", "examples/", "tests/")
+PROGRAMS = ("apps/", "benchmarks/", "examples/", "experiments/", "tests/")
 
 # Imports whose distribution is called otherwise, and the benchmarks' peers, installed by hand.
 DISTRIBUTIONS = {

@@ -50,7 +50,7 @@ def report_page(
         "## How it was measured",
         "",
         *(f"- {sentence}" for sentence in conditions),
-        "- Every number is in the .csv files beside this page; each figure is there as .svg, too.",
+        "- Every number is in the .csv files beside this page.",
     ]
     return "\n".join(parts) + "\n"
 

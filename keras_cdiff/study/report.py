@@ -42,7 +42,7 @@ def write_report(
 ) -> Path:
     """Writes the report of a study into a folder.
 
-    REPORT.md says what was found; the figures lie beside it as PNG and SVG, every number in
+    REPORT.md says what was found; the figures lie beside it as PNG, every number in
     experts.csv, losses.csv, qualities.csv, relative_entropy.csv and clusters.csv, and the clusters
     of equal difficulty in clusters_relative_entropy.json and clusters_convergence.json, for
     apps/train.py --clusters.
@@ -86,7 +86,7 @@ def write_report(
 def _remove_report(folder: Path) -> None:
     """Removes an earlier report of the study, of which not every file may be written again."""
     for stem in ("clusters*", "experts", "iterations", "losses", "qualities", "relative_entropy*"):
-        for suffix in (".csv", ".json", ".png", ".svg"):
+        for suffix in (".csv", ".json", ".png"):
             for path in folder.glob(stem + suffix):
                 path.unlink()
 

@@ -1,7 +1,7 @@
 """The data sets of the runs: training images and images held out, each as one .npz file.
 
-    python benchmarks/curriculum/data_sets.py --output=evidence/data  # by TFDS, and the emoji
-    python benchmarks/curriculum/data_sets.py --output=evidence/data --given=DIR
+    python experiments/curriculum/data_sets.py --output=evidence/data  # by TFDS, and the emoji
+    python experiments/curriculum/data_sets.py --output=evidence/data --given=DIR
 
 With --given, fashion_mnist.npz and cifar10.npz (images, labels and the number of training images,
 num_train, which come first) are read from a folder instead of being downloaded.
