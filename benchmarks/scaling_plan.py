@@ -12,10 +12,10 @@ twice forward and twice backward, and gradients with the same parts of the other
     python benchmarks/scaling_plan.py      # or --rematerialize --images=64 --devices=8,128
 """
 
-import argparse
 import math
 
 import keras
+import timing
 
 from keras_cdiff import backbones
 from keras_cdiff.presets import DIT_SIZES
@@ -122,8 +122,7 @@ def print_networks(networks, options):
     )
     kinds = {"float32": 4, "bfloat16": 2}
     heads = [f"MB, {kind}{again}" for again in ("", ", rematerialized") for kind in kinds]
-    print(f"| network | parameters | GFLOP an image | {' | '.join(heads)} |")
-    print("|---|" + "---:|" * (2 + len(heads)))
+    rows = []
     for name, network in networks.items():
         operations = floating_point_operations(network, rematerialize=False)
         cells = [name, f"{sum(count_parameters(network)):,}", f"{operations / 1e9:,.1f}"]
@@ -131,7 +130,8 @@ def print_networks(networks, options):
             for number_bytes in kinds.values():
                 kept = activation_bytes(network, number_bytes, again)
                 cells.append(f"{kept / 1e6:,.0f}")
-        print(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    timing.print_table(["network", "parameters", "GFLOP an image", *heads], rows)
 
 
 def print_plan(networks, options):
@@ -143,8 +143,7 @@ def print_plan(networks, options):
     )
     heads = "network", "devices", "split", "images a step", "GB state", "GB activations"
     heads += "MB gradients", "MB activations sent", "ms computing", "ms exchanging", "computing"
-    print(f"| {' | '.join(heads)} |")
-    print("|---|---:|---|" + "---:|" * 8)
+    rows = []
     for name, network in networks.items():
         for devices in options.devices:
             for together in (1, options.model_devices):
@@ -158,41 +157,39 @@ def print_plan(networks, options):
                 cells += [f"{step[key] / 1e6:,.0f}" for key in ("gradients", "activations")]
                 cells += [f"{1000 * computing:,.0f}", f"{1000 * (adding + waiting):,.1f}"]
                 cells += [f"{100 * exposed:.0f} to {100 * hidden:.0f} %"]
-                print(f"| {' | '.join(cells)} |")
+                rows.append(cells)
+    timing.print_table(heads, rows)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", default=",".join(DIT_SIZES))
-    parser.add_argument("--devices", default="8,64,256,1024", help="numbers of accelerators")
-    parser.add_argument("--patch_size", type=int, default=2, choices=(2, 4, 8))
-    parser.add_argument("--latent_size", type=int, default=32)
-    parser.add_argument("--channels", type=int, default=4)
-    parser.add_argument("--num_classes", type=int, default=1000)
-    parser.add_argument("--images", type=int, default=32, help="a device and step")
-    parser.add_argument("--model_devices", type=int, default=8, help="that hold one copy")
-    parser.add_argument("--node_devices", type=int, default=8, help="of one machine")
-    parser.add_argument(
-        "--dtype_policy", default="mixed_bfloat16", choices=("float32", "mixed_bfloat16")
+    options = timing.read_flags(
+        __doc__,
+        sizes=list(DIT_SIZES),
+        devices=([8, 64, 256, 1024], "numbers of accelerators"),
+        patch_size=(2, "of the networks", (2, 4, 8)),
+        latent_size=32,
+        channels=4,
+        num_classes=1000,
+        images=(32, "a device and step"),
+        model_devices=(8, "that hold one copy"),
+        node_devices=(8, "of one machine"),
+        dtype_policy=("mixed_bfloat16", None, ("float32", "mixed_bfloat16")),
+        rematerialize=False,
+        bandwidth=(50.0, "GB/s between nodes"),
+        node_bandwidth=(450.0, "GB/s within a node"),
+        teraflops=(400.0, "of a device, in 1e12 / s"),
+        utilization=(0.4, "share of them that is used"),
     )
-    parser.add_argument("--rematerialize", action="store_true")
-    parser.add_argument("--bandwidth", type=float, default=50.0, help="GB/s between nodes")
-    parser.add_argument("--node_bandwidth", type=float, default=450.0, help="GB/s within a node")
-    parser.add_argument("--teraflops", type=float, default=400.0, help="of a device, in 1e12 / s")
-    parser.add_argument("--utilization", type=float, default=0.4, help="share of them that is used")
-    options = parser.parse_args()
-    sizes = options.sizes.split(",")
-    if unknown := sorted(set(sizes) - set(DIT_SIZES)):
-        parser.error(f"--sizes must be among {', '.join(DIT_SIZES)}. Received: {unknown}")
-    options.devices = [int(number) for number in options.devices.split(",")]
-    together, widths = options.model_devices, [DIT_SIZES[size]["width"] for size in sizes]
+    widths = [DIT_SIZES[size]["width"] for size in options.sizes]
+    together = options.model_devices
     if any(number % together for number in [*options.devices, options.node_devices, *widths]):
-        parser.error(
+        options.error(
             "--model_devices must divide --devices, --node_devices and the networks' widths. "
             f"Received: {together}"
         )
     networks = {
-        f"DiT-{size.upper()}/{options.patch_size}": make_network(options, size) for size in sizes
+        f"DiT-{size.upper()}/{options.patch_size}": make_network(options, size)
+        for size in options.sizes
     }
     print_networks(networks, options)
     print_plan(networks, options)
