@@ -1,32 +1,34 @@
 """How fast each interval of noise levels is learned, by an expert that learns nothing else."""
 
+import contextlib
 import copy
 import functools
 import hashlib
 import json
 import os
+import time
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.common.files import strict_json, write_whole
+from keras_cdiff.common.files import append_record, strict_json, write_whole
 from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
 from keras_cdiff.data import read_images, to_uint8
-from keras_cdiff.evaluation import Evaluator, ValidationLoss
+from keras_cdiff.evaluation import (
+    EvaluationCallback,
+    Evaluator,
+    ValidationLoss,
+    ValidationLossCallback,
+)
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.schedules import EDM
-from keras_cdiff.study.expert_curves import ExpertCurves, read_curves, read_records
-from keras_cdiff.study.measuring import (
-    LossCurve,
-    QualityCurve,
-    Timed,
-    denoised_by,
-    refuse_another_study,
-)
+from keras_cdiff.study.curves import ExpertCurves, read_curves, read_records
+from keras_cdiff.study.denoised_images import DenoisedImages
 from keras_cdiff.training import Workdir, load_run, train
 from keras_cdiff.training.building import build_sampler
 from keras_cdiff.training.run_data import open_data
@@ -35,18 +37,31 @@ from keras_cdiff.training.workdir import differences
 REFERENCE = "reference"
 
 
+class _FromTheStart:
+    """Measures before training, too."""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        if self._step() == 0:
+            self.act(0, None)
+
+
+class _LossCurve(_FromTheStart, ValidationLossCallback):
+    """The loss of an expert."""
+
+
+class _QualityCurve(_FromTheStart, EvaluationCallback):
+    """The quality of an expert."""
+
+
 class ConvergenceStudy:
     """Trains one expert for each interval of noise levels, and measures how it converges.
 
-    Expert i is a training run with a `noise_interval` that never changes, of the same network,
-    data, batches and seed as all others: FOLDER/experts/01 .. N. Its learning rate stays where its
-    warm-up ends. The loss is measured before training and every some steps, on images and noises
-    that stay the same. The quality is the Frechet distance between real images and the same images
-    noised to the interval's top, denoised through the interval by the expert, and finished by a
-    reference model that all experts share; see `DenoisedImages`.
-
-    Experts are independent: they can be trained one after the other or in several processes at
-    once, and one that was interrupted goes on where it stopped.
+    Expert i, FOLDER/experts/i, is a training run with a `noise_interval` that never changes, of the
+    same network, data, batches and seed as all others; its learning rate stays where its warm-up
+    ends. The loss is measured before training and every some steps, on the same images and noises.
+    The quality is the Frechet distance between real images and `DenoisedImages` of them. Experts
+    can be trained in several processes at once, and one that was interrupted goes on.
 
     Args:
         folder: of the study.
@@ -167,7 +182,7 @@ class ConvergenceStudy:
         with self._timed(f"expert {number}"):
             images, labels = self._images(self.loss_images)
             callbacks = [
-                LossCurve(
+                _LossCurve(
                     ValidationLoss(images, labels, Clusters(config["curriculum"]["edges"])),
                     self.loss_every,
                     use_ema=False,
@@ -176,12 +191,16 @@ class ConvergenceStudy:
                 )
             ]
             if self.evaluator is not None:
-                judged = self._images(self.num_images)
-                denoised = functools.partial(
-                    denoised_by, self._reference, *judged, interval, name=f"expert {number}"
-                )
+                reference, judged = self._reference, self._images(self.num_images)
+
+                def denoised(
+                    expert: DiffusionModel, _: int, sampler: Sampler, use_ema: bool, **__: object
+                ) -> DenoisedImages:
+                    arguments = expert, reference, *judged, interval, sampler, use_ema
+                    return DenoisedImages(*arguments, name=f"expert {number}")
+
                 callbacks.append(
-                    QualityCurve(
+                    _QualityCurve(
                         self.evaluator,
                         to_uint8(judged[0]),
                         self.quality_every,
@@ -196,8 +215,7 @@ class ConvergenceStudy:
                 train(config, workdir.path, callbacks)
             result = {"floor": None}
             if self.evaluator is not None:
-                options = {"sampler": self._sampler(), "use_ema": True}
-                stand_in = denoised(self._reference, self.num_images, **options)
+                stand_in = denoised(reference, self.num_images, self._sampler(), use_ema=True)
                 with warnings.catch_warnings():  # a small sample's bias, the same for all experts
                     warnings.filterwarnings("ignore", "the Frechet distance of", UserWarning)
                     floor = self.evaluator.evaluate(stand_in, to_uint8(judged[0]))
@@ -216,20 +234,16 @@ class ConvergenceStudy:
                 "All experts must be trained before they are compared. "
                 f"Received: experts {self.missing()} missing in {str(self.folder)!r}"
             )
-        results = [
-            json.loads(self._result(number).read_text())
-            for number in range(1, self.num_experts + 1)
-        ]
         seconds = self.seconds()
         return [
             read_curves(
                 Workdir(self._workdir(number)),
                 number,
                 self._interval(number),
-                result["floor"],
+                json.loads(self._result(number).read_text())["floor"],
                 seconds.get(f"expert {number}", 0.0),
             )
-            for number, result in enumerate(results, start=1)
+            for number in range(1, self.num_experts + 1)
         ]
 
     def seconds(self) -> dict[str, float]:
@@ -350,8 +364,24 @@ class ConvergenceStudy:
         kept = next(path for path in files if path.is_file())
         return hashlib.sha256(kept.read_bytes()).hexdigest()[:16]
 
-    def _timed(self, part: str) -> "Timed":
-        return Timed(self.folder / "times.jsonl", part)
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Records how long a part of the study took, also where it did not come to its end."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            append_record(self.folder / "times.jsonl", {"part": part, "seconds": seconds})
+
+
+def refuse_another_study(folder: Path, changes: Sequence[str]) -> None:
+    """Raises a ValueError if the settings of a study have changed, by lines of `differences`."""
+    if changes:
+        raise ValueError(
+            "The folder holds another study: choose another one, or the same settings. "
+            f"Received: folder={str(folder)!r}, where\n  " + "\n  ".join(changes)
+        )
 
 
 def default_intervals(config: dict, num_experts: int) -> Clusters:

@@ -9,9 +9,8 @@ import numpy as np
 from keras_cdiff.common.files import write_whole
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.schedules import Schedule
-from keras_cdiff.study.curves import converged, iterations_to_reach, normalised
+from keras_cdiff.study.curves import ExpertCurves, converged, iterations_to_reach, normalised
 from keras_cdiff.study.entropy_curve import EntropyCurve, log_snr
-from keras_cdiff.study.expert_curves import ExpertCurves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

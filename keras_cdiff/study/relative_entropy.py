@@ -9,7 +9,6 @@ from keras import ops
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.objectives import normal
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
-from keras_cdiff.study.marginals import consecutive, log_snr_slopes
 
 _BLOCK = 2048  # images at a time: memory does not grow with the data set
 _ROUNDING = 1e-12  # of a squared distance, by the squared lengths that it is computed from
@@ -31,15 +30,12 @@ def relative_entropy(
         discrete schedules:    D_KL(p_{t-1} || p_t) = E[log p_{t-1}(x) - log p_t(x)]
         continuous schedules:  E[(d log p / d lambda)^2] / 2,   lambda = log SNR
 
-    The latter is the rate at which the marginals move: the relative entropy of two that are a small
-    step h of log SNR apart is h^2 times as much.
+    The latter is a rate: two marginals a small step h of log SNR apart are h^2 times as far apart.
 
-    All levels use the same images and noise. The draws are stratified: each image as often as any
-    other, and a Latin hypercube of noise. Standard errors are those of independent draws, so too
-    large where there are few dimensions. What an estimate owes to the length of the noise and of
-    the image has a known mean and is taken out by linear regression. Squared distances are computed
-    in float64 on the host, the sums over the data set on the backend, in float64 but for JAX, which
-    has float32.
+    All levels use the same draws, stratified: each image as often as any other, and a Latin
+    hypercube of noise. Standard errors are those of independent draws, so too large where there are
+    few dimensions. Linear regression takes out what an estimate owes to the lengths of noise and
+    image, whose means are known. Sums over the data set are float64, on JAX float32.
 
     Args:
         images: (N, ...) float, in the units of training: about [-1, 1] for pixels. A memory-mapped
@@ -59,13 +55,76 @@ def relative_entropy(
     _check(images, num_draws, seed)
     draws = _Draws(images, num_draws, seed)
     if isinstance(schedule, DiscreteSchedule):
-        pairs = consecutive(schedule, levels)
+        pairs = _consecutive(schedule, levels)
         results = [_divergence(row, draws.known()) for row in _log_ratios(draws, *pairs)]
     else:
-        results = [_rate(*rows) for rows in _scores(draws, *log_snr_slopes(schedule, levels))]
+        results = [_rate(*rows) for rows in _scores(draws, *_log_snr_slopes(schedule, levels))]
     estimate, error = np.array(results).reshape(-1, 2).T
     scale = 1.0 / draws.num_dimensions if per_dimension else 1.0
     return scale * estimate, scale * error
+
+
+def gaussian_relative_entropy(
+    variance: float, schedule: Schedule, levels: Sequence[float], num_dimensions: int = 1
+) -> np.ndarray:
+    """Returns what `relative_entropy` estimates, for data of N(0, s^2 I), in closed form:
+    float64 (L,), in nats.
+
+    The marginals are N(0, v I) with v = alpha^2 s^2 + sigma^2, so that for timesteps
+
+        D_KL(p_{t-1} || p_t) = d / 2 (r - 1 - ln r),   r = v_{t-1} / v_t
+
+    and for continuous schedules, with derivatives by the log SNR, the rate is d / 4 (v' / v)^2.
+
+    Args:
+        variance: s^2 >= 0.
+        schedule: the schedule.
+        levels: the levels (L,), as for `relative_entropy`.
+        num_dimensions: d.
+    """
+    if isinstance(schedule, DiscreteSchedule):
+        before, after = _consecutive(schedule, levels)
+        ratio = _variance(variance, *before) / _variance(variance, *after)
+        return 0.5 * num_dimensions * (ratio - 1.0 - np.log(ratio))
+    alpha, sigma, alpha_slope, sigma_slope = _log_snr_slopes(schedule, levels)
+    slope = 2.0 * (alpha * alpha_slope * variance + sigma * sigma_slope)
+    return 0.25 * num_dimensions * np.square(slope / _variance(variance, alpha, sigma))
+
+
+def _variance(variance: float, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    return np.square(alpha) * variance + np.square(sigma)
+
+
+def _consecutive(
+    schedule: DiscreteSchedule, levels: Sequence[float]
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Returns (alpha, sigma) of the timesteps before `levels`, and of `levels`, float64 (L,)."""
+    levels = np.asarray(levels, dtype=np.float64)
+    last = schedule.num_timesteps - 1
+    if levels.ndim != 1 or np.any((levels < 1) | (levels > last) | (levels % 1 != 0)):
+        raise ValueError(
+            f"Levels must be timesteps in 1..{last}, each compared with the one before it. "
+            f"Received: levels={levels.tolist()}"
+        )
+    return schedule.alpha_sigma(levels - 1), schedule.alpha_sigma(levels)
+
+
+def _log_snr_slopes(
+    schedule: Schedule, levels: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns alpha, sigma and their derivatives by the log SNR, float64 (L,)."""
+    levels = np.asarray(levels, dtype=np.float64)
+    low, high = schedule.domain
+    alpha, sigma = schedule.alpha_sigma(levels)
+    inside = (levels >= low) & (levels <= high) & np.isfinite(levels)
+    if levels.ndim != 1 or not np.all(inside & (alpha > 0.0) & (sigma > 0.0)):
+        raise ValueError(
+            f"Levels must lie within [{low:g}, {high:g}] and hold both signal and noise. "
+            f"Received: levels={levels.tolist()}"
+        )
+    alpha_slope, sigma_slope = schedule.slopes(levels)
+    log_snr_slope = 2.0 * (alpha_slope / alpha - sigma_slope / sigma)
+    return alpha, sigma, alpha_slope / log_snr_slope, sigma_slope / log_snr_slope
 
 
 def _divergence(log_ratio: np.ndarray, known: np.ndarray) -> tuple[float, float]:
@@ -116,9 +175,7 @@ class _Draws:
         self.mean_length = 0.0  # of all images, once `blocks` has seen them
 
     def known(self) -> np.ndarray:
-        """Returns quantities of the draws, of the order of 1, whose means are zero: (M, 3), after
-        `blocks`.
-        """
+        """Returns quantities of the draws of the order of 1 whose means are zero: (M, 3)."""
         size = self.mean_length or 1.0
         return np.stack(
             [
@@ -247,12 +304,10 @@ class _PosteriorMean:
         self._weight = self._product = 0.0
 
     def add(self, weight: object, product: object) -> None:
-        """Takes a block of exp(exponent) and of that times the values, (M, n)."""
         self._weight = self._weight + ops.sum(weight, axis=1)
         self._product = self._product + ops.sum(product, axis=1)
 
     def value(self) -> np.ndarray:
-        """Returns the mean, float64 (M,)."""
         return _float64(self._product / self._weight)
 
     def log_sum(self) -> np.ndarray:
@@ -272,7 +327,6 @@ class _Growth:
         self._most = self._after = None  # ln sum_i exp(exponent_i + change_i), with its scale
 
     def add(self, exponent: object, change: object) -> None:
-        """Takes a block of exponents and of their changes, (M, n)."""
         weight, after = ops.exp(exponent), exponent + change
         small = weight * ops.expm1(ops.clip(change, -1.0, 1.0))
         self._mean.add(weight, ops.where(ops.abs(change) < 1.0, small, ops.exp(after) - weight))
@@ -285,7 +339,6 @@ class _Growth:
         self._most, self._after = most, total
 
     def value(self) -> np.ndarray:
-        """Returns the growth, float64 (M,)."""
         large = _float64(self._most) + np.log(_float64(self._after)) - self._mean.log_sum()
         with np.errstate(all="ignore"):  # where it is large the mean is not used
             small = np.log1p(self._mean.value())

@@ -15,9 +15,8 @@ from keras_cdiff.curriculum import Clusters, difficulty_clusters
 from keras_cdiff.evaluation.validation_loss import cumulative_mass
 from keras_cdiff.objectives import Objective
 from keras_cdiff.schedules import Schedule
-from keras_cdiff.study.curves import converged, iterations_to_reach, normalised
+from keras_cdiff.study.curves import ExpertCurves, converged, iterations_to_reach, normalised
 from keras_cdiff.study.entropy_curve import EntropyCurve, log_snr
-from keras_cdiff.study.expert_curves import ExpertCurves
 from keras_cdiff.study.page import report_page
 from keras_cdiff.study.plots import (
     plot_clusters,

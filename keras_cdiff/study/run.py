@@ -15,9 +15,8 @@ from keras_cdiff.data import open_source, read_images
 from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.evaluation import Evaluator, open_extractor
 from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule
-from keras_cdiff.study.convergence import ConvergenceStudy
+from keras_cdiff.study.convergence import ConvergenceStudy, refuse_another_study
 from keras_cdiff.study.entropy_curve import measure_entropy
-from keras_cdiff.study.measuring import refuse_another_study
 from keras_cdiff.study.report import write_report
 from keras_cdiff.training.workdir import differences
 from keras_cdiff.version import __version__

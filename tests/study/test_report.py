@@ -11,7 +11,7 @@ from keras_cdiff import schedules, study, training
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.objectives import LogNormalSigma, UniformTimesteps
 from keras_cdiff.study.entropy_curve import EntropyCurve
-from keras_cdiff.study.findings import entropy_findings, loss_findings, quality_findings
+from keras_cdiff.study.page import entropy_findings, loss_findings, quality_findings
 from keras_cdiff.study.plots import plot_entropy
 
 pytestmark = pytest.mark.backend_free
