@@ -9,9 +9,14 @@ from keras_cdiff.study.curves import (
     rank_correlation,
 )
 from keras_cdiff.study.denoised_images import DenoisedImages
-from keras_cdiff.study.entropy_curve import EntropyCurve, measure_entropy, spread_levels
 from keras_cdiff.study.page import trend
-from keras_cdiff.study.relative_entropy import gaussian_relative_entropy, relative_entropy
+from keras_cdiff.study.relative_entropy import (
+    EntropyCurve,
+    gaussian_relative_entropy,
+    measure_entropy,
+    relative_entropy,
+    spread_levels,
+)
 from keras_cdiff.study.report import convergence_clusters, write_report
 from keras_cdiff.study.run import run_study
 

@@ -134,24 +134,16 @@ class ConvergenceStudy:
         self.num_steps = num_steps
         self.evaluator = evaluator
         self.clusters = clusters or default_intervals(self.config, num_experts)
+        self.num_experts = self.clusters.num_clusters
         self.own_reference = reference is None
         self.reference_folder = Path(reference or self.folder / REFERENCE)
-
-    @property
-    def num_experts(self) -> int:
-        """N."""
-        return self.clusters.num_clusters
 
     def missing(self) -> list[int]:
         """Returns the numbers of the experts that have not been trained to their end."""
         return [i for i in range(1, self.num_experts + 1) if not self._finished(i)]
 
     def train_reference(self) -> None:
-        """Trains the study's own reference model, unless it is there.
-
-        Raises:
-            ValueError: if the folder holds another study, or another process is training it.
-        """
+        """Trains the study's own reference model, unless it is there."""
         if not self.own_reference:
             return
         workdir = Workdir(self.reference_folder)
@@ -224,11 +216,7 @@ class ConvergenceStudy:
             write_whole(self._result(number), lambda path: path.write_text(text))
 
     def curves(self) -> list[ExpertCurves]:
-        """Returns what was measured of all experts, by ascending noise.
-
-        Raises:
-            ValueError: if some have not been trained to their end.
-        """
+        """Returns what was measured of all experts, by ascending noise, once they are trained."""
         if self.missing():
             raise ValueError(
                 "All experts must be trained before they are compared. "
@@ -247,9 +235,7 @@ class ConvergenceStudy:
         ]
 
     def seconds(self) -> dict[str, float]:
-        """Returns the time that each part took, in all processes together: "reference" (only the
-        study's own), "expert 1" ...
-        """
+        """Returns the time that each part took: "reference" (the study's own), "expert 1" ..."""
         total: dict[str, float] = {}
         for record in read_records(self.folder / "times.jsonl"):
             total[record["part"]] = total.get(record["part"], 0.0) + record["seconds"]
@@ -267,27 +253,17 @@ class ConvergenceStudy:
         interval = Clusters(self._interval(number), f"expert {number} of {self.num_experts}")
         described = interval.get_config()
         # A curriculum of one stage: the interval never changes.
-        config["curriculum"] = {
-            "kind": "paper",
-            "clusters": described["name"],
-            "num_clusters": 1,
-            "patience": 1,
-            "edges": described["edges"],
-        }
+        config["curriculum"] = {"kind": "paper", "clusters": described["name"], "num_clusters": 1}
+        config["curriculum"] |= {"patience": 1, "edges": described["edges"]}
         # What else the numbers depend on, so that no others are mixed with them.
-        config["study"] = {
-            "loss_every": self.loss_every,
-            "loss_images": self.loss_images,
-            "quality": None,
+        config["study"] = {"loss_every": self.loss_every, "loss_images": self.loss_images}
+        config["study"]["quality"] = self.evaluator and {
+            "every": self.quality_every,
+            "num_images": self.num_images,
+            "num_steps": self._sampler().num_steps,
+            "extractor": self.evaluator.extractor.describe(),
+            "reference": self._reference_digest(),
         }
-        if self.evaluator is not None:
-            config["study"]["quality"] = {
-                "every": self.quality_every,
-                "num_images": self.num_images,
-                "num_steps": self._sampler().num_steps,
-                "extractor": self.evaluator.extractor.describe(),
-                "reference": self._reference_digest(),
-            }
         return config
 
     def _interval(self, number: int) -> tuple[float, float]:
@@ -300,7 +276,7 @@ class ConvergenceStudy:
         return self._workdir(number) / "result.json"
 
     def _finished(self, number: int) -> bool:
-        """Whether an expert of this very study has been trained to its end and measured."""
+        """Whether an expert of this study has been trained to its end and measured."""
         workdir = Workdir(self._workdir(number))
         if workdir.config_file.exists():
             self._check_same(workdir, self.expert_config(number))
@@ -336,14 +312,17 @@ class ConvergenceStudy:
     def _reference(self) -> DiffusionModel:
         model, config = load_run(self.reference_folder)
         ours, theirs = self.config["model"], config["model"]
-        changes = []
-        for part in ("schedule", "parameterization"):
-            if ours[part] != theirs[part]:
-                changes.append(f"{part} {theirs[part]['config']}, not {ours[part]['config']}")
-        for name in ("image_size", "channels", "num_classes"):
-            wanted, found = ours["backbone"][name], theirs["backbone"][name]
-            if wanted != found:
-                changes.append(f"{name} {found}, not {wanted}")
+        changes = [
+            f"{part} {theirs[part]['config']}, not {ours[part]['config']}"
+            for part in ("schedule", "parameterization")
+            if ours[part] != theirs[part]
+        ]
+        wanted, found = ours["backbone"], theirs["backbone"]
+        changes += [
+            f"{name} {found[name]}, not {wanted[name]}"
+            for name in ("image_size", "channels", "num_classes")
+            if found[name] != wanted[name]
+        ]
         if changes:
             raise ValueError(
                 "The reference must have the experts' schedule, parameterization, images and "
@@ -387,10 +366,6 @@ def refuse_another_study(folder: Path, changes: Sequence[str]) -> None:
 def default_intervals(config: dict, num_experts: int) -> Clusters:
     """Returns the paper's intervals for experts: uniform ones of timesteps and of flows, and
     quantiles of the objective's density where the schedule is EDM's.
-
-    Args:
-        config: a resolved configuration.
-        num_experts: N.
 
     Source: Kim et al., "Denoising Task Difficulty-based Curriculum for Training Diffusion Models",
         ICLR 2025, as far as it is known: see the study's document.

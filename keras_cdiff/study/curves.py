@@ -13,29 +13,22 @@ from keras_cdiff.training import Workdir
 
 @dataclasses.dataclass
 class ExpertCurves:
-    """What was measured of one expert.
+    """What was measured of one expert."""
 
-    Attributes:
-        number: 1..N, by ascending noise.
-        interval: its noise levels [low, high).
-        steps: (K,) training steps at which the loss was measured, from 0 on.
-        loss: (K,) its loss on levels of the interval, of the weights themselves.
-        loss_error: (K,) standard errors of the loss, over images.
-        quality_steps: (Q,) training steps at which the quality was measured; none without one.
-        quality: (Q,) Frechet distances of denoised images, lower is better.
-        floor: that of the reference model in the expert's place; None without quality.
-        seconds: time taken, measurements and compilation included.
-    """
+    number: int  # 1..N, by ascending noise
+    interval: tuple[float, float]  # its noise levels [low, high)
+    steps: list[int]  # (K,) training steps at which the loss was measured, from 0 on
+    loss: list[float]  # (K,) its loss on levels of the interval, of the weights themselves
+    loss_error: list[float]  # (K,) standard errors of the loss, over images
+    quality_steps: list[int]  # (Q,) training steps of `quality`; none where it was not measured
+    quality: list[float]  # (Q,) Frechet distances of denoised images, lower is better
+    floor: float | None  # that of the reference model in the expert's place; None without quality
+    seconds: float  # time taken, measurements and compilation included
 
-    number: int
-    interval: tuple[float, float]
-    steps: list[int]
-    loss: list[float]
-    loss_error: list[float]
-    quality_steps: list[int]
-    quality: list[float]
-    floor: float | None
-    seconds: float
+    @property
+    def span(self) -> str:
+        """The interval in words."""
+        return "[{:.3g}, {:.3g})".format(*self.interval)
 
 
 def read_curves(
@@ -64,9 +57,7 @@ def read_curves(
 
 
 def read_records(path: Path) -> list[dict]:
-    """Returns the records of a file of JSON lines, none if it is missing; a line that a killed
-    process did not finish is left out.
-    """
+    """Returns the records of a file of JSON lines, if there is one; a torn line is left out."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):

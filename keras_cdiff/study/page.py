@@ -11,7 +11,7 @@ from keras_cdiff.study.curves import (
     normalised,
     rank_correlation,
 )
-from keras_cdiff.study.entropy_curve import EntropyCurve
+from keras_cdiff.study.relative_entropy import EntropyCurve
 
 # A rank correlation at least this strong is called a trend; less than this factor between the
 # highest and the lowest value is called flat.
@@ -29,14 +29,7 @@ def report_page(
     experts: Sequence[ExpertCurves] = (),
     conditions: Sequence[str] = (),
 ) -> str:
-    """Returns the page as Markdown.
-
-    Args:
-        config: the resolved configuration that was studied.
-        entropies: relative entropies along schedules.
-        experts: what was measured of the experts, if there are any.
-        conditions: sentences on how it was measured.
-    """
+    """Returns the page of `write_report` as Markdown."""
     parts = [f"# Which denoising tasks are hard: {config['preset']} on {config['data']}", ""]
     parts += [
         "The question: is denoising harder at little noise, so that a curriculum should begin with "
@@ -55,8 +48,9 @@ def report_page(
             parts += ["## Quality of denoised images", "", " ".join(quality), ""]
             parts += ["![Qualities](qualities.png)", ""]
         parts += _table(experts)
-    parts += ["## Clusters", ""]
     parts += [
+        "## Clusters",
+        "",
         "Edges of partitions of the noise range; those of equal difficulty are in "
         "`clusters_*.json`, for `apps/train.py --clusters`.",
         "",
@@ -77,10 +71,9 @@ def _table(experts: Sequence[ExpertCurves]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for e in experts:
-        low, high = e.interval
         cells = [
             str(e.number),
-            f"[{low:.3g}, {high:.3g})",
+            e.span,
             f"{e.loss[0]:.3f}",
             f"{converged(e.loss):.3f}",
             *(f"{iterations_to_reach(e.steps, e.loss, f):.0f}" for f in (0.5, 0.9)),
@@ -139,11 +132,8 @@ def entropy_findings(curve: EntropyCurve) -> list[str]:
     first, last = curve.estimate[[0, -1]]
     coordinate = curve.schedule.coordinate
     unit = "nats" if curve.discrete else "nats per squared unit of log SNR"
-    what = (
-        "The relative entropy between consecutive timesteps"
-        if curve.discrete
-        else "The rate of relative entropy"
-    )
+    rate, discrete = "rate of relative entropy", "relative entropy between consecutive timesteps"
+    what = f"The {discrete if curve.discrete else rate}"
     sentences = [
         f"{what} is {first:.3g} {unit} for the whole image at {coordinate} {curve.levels[0]:.3g}, "
         f"and {last:.3g} at {curve.levels[-1]:.3g}."
@@ -185,14 +175,15 @@ def loss_findings(
         needed = np.array([iterations_to_reach(e.steps, e.loss, fraction) for e in experts])
         if not np.any(np.isfinite(needed)):
             continue
+        shown = _list(["unknown" if np.isnan(n) else f"{n:.0f}" for n in needed])
         sentences.append(
-            f"To {fraction:.0%} of the drop of their loss the experts took "
-            f"{_list([_whole(n) for n in needed])} iterations, by ascending noise."
+            f"To {fraction:.0%} of the drop of their loss the experts took {shown} iterations, by "
+            "ascending noise."
         )
         ratio, correlation = needed[0] / needed[-1], rank_correlation(numbers, needed)
         if np.nanmax(needed) > np.nanmin(needed):
             slowest, fastest = experts[np.nanargmax(needed)], experts[np.nanargmin(needed)]
-            sentences.append(f"Slowest was {_interval(slowest)}, fastest {_interval(fastest)}.")
+            sentences.append(f"Slowest was {_named(slowest)}, fastest {_named(fastest)}.")
         if np.isfinite(ratio) and len(experts) > 1:
             sentences.append(f"The first took {ratio:.1f} times as long as the last.")
         if np.isfinite(correlation):
@@ -225,7 +216,7 @@ def quality_findings(experts: Sequence[ExpertCurves]) -> list[str]:
     sentences = [
         "At the end the distance between real images and what became of them, less that of the "
         f"reference, was {shown} of what it was before training, by ascending noise.",
-        f"The least is left of {_interval(experts[int(np.nanargmin(left))])}.",
+        f"The least is left of {_named(experts[int(np.nanargmin(left))])}.",
     ]
     if np.isfinite(correlation):
         sentences.append(f"Spearman's rank correlation with noise is {correlation:.2f}.")
@@ -241,13 +232,8 @@ def _still_falling(expert: ExpertCurves) -> bool:
     return bool(np.mean(height[-2 * fifth : -fifth]) - np.mean(height[-fifth:]) > STILL_FALLING)
 
 
-def _interval(expert: ExpertCurves) -> str:
-    low, high = expert.interval
-    return f"expert {expert.number} on [{low:.3g}, {high:.3g})"
-
-
-def _whole(number: float) -> str:
-    return "unknown" if np.isnan(number) else f"{number:.0f}"
+def _named(expert: ExpertCurves) -> str:
+    return f"expert {expert.number} on {expert.span}"
 
 
 def _list(items: Sequence[object]) -> str:

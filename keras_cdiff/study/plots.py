@@ -10,7 +10,7 @@ from keras_cdiff.common.files import write_whole
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.schedules import Schedule
 from keras_cdiff.study.curves import ExpertCurves, converged, iterations_to_reach, normalised
-from keras_cdiff.study.entropy_curve import EntropyCurve, log_snr
+from keras_cdiff.study.relative_entropy import EntropyCurve, log_snr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ def plot_losses(experts: Sequence[ExpertCurves], path: str | Path) -> None:
     """Draws the normalised loss of each expert against its iterations."""
     figure, axes = new_figure("iterations", "loss, 1 at first, 0 when converged")
     for expert, colour in zip(experts, _colours(len(experts)), strict=True):
-        axes.plot(expert.steps, normalised(expert.loss), color=colour, label=_interval(expert))
+        axes.plot(expert.steps, normalised(expert.loss), color=colour, label=expert.span)
     axes.axhline(0.1, color="grey", linewidth=0.8, linestyle=":")
     axes.set_ylim(-0.1, 1.1)
     _legend(axes)
@@ -29,12 +29,10 @@ def plot_losses(experts: Sequence[ExpertCurves], path: str | Path) -> None:
 
 
 def plot_qualities(experts: Sequence[ExpertCurves], path: str | Path) -> None:
-    """Draws the Frechet distance of each expert's images against its iterations, and dashed that of
-    the reference in its place.
-    """
+    """Draws the Frechet distance of each expert's images, and dashed that of the reference's."""
     figure, axes = new_figure("iterations", "Frechet distance of denoised images")
     for expert, colour in zip(experts, _colours(len(experts)), strict=True):
-        axes.plot(expert.quality_steps, expert.quality, "o-", color=colour, label=_interval(expert))
+        axes.plot(expert.quality_steps, expert.quality, "o-", color=colour, label=expert.span)
         if expert.floor is not None:
             axes.axhline(expert.floor, color=colour, linewidth=0.8, linestyle="--")
     axes.set_yscale("log")
@@ -51,7 +49,7 @@ def plot_iterations(
     for fraction in fractions:
         needed = [iterations_to_reach(e.steps, e.loss, fraction) for e in experts]
         axes.plot(numbers, needed, "o-", label=f"{fraction:.0%} of the loss's drop")
-    axes.set_xticks(numbers, [_interval(e) for e in experts], rotation=45, ha="right", fontsize=8)
+    axes.set_xticks(numbers, [e.span for e in experts], rotation=45, ha="right", fontsize=8)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     twin = axes.twinx()
@@ -76,9 +74,8 @@ def plot_entropy(curve: EntropyCurve, path: str | Path) -> None:
 
 
 def plot_clusters(partitions: Sequence[Clusters], schedule: Schedule, path: str | Path) -> None:
-    """Draws where each partition's edges lie on the schedule's log SNR; noise grows to the right.
-
-    Edges beyond the schedule's bounds, where no sampler goes, lie on the border of the figure.
+    """Draws where each partition's edges lie on the schedule's log SNR; noise grows to the right,
+    and edges beyond the schedule's bounds lie on the border.
     """
     figure, axes = new_figure("log SNR", "")
     bounds = np.array(schedule.bounds) - (0.0, 1.0 if schedule.coordinate == "timestep" else 0.0)
@@ -121,7 +118,3 @@ def _colours(count: int) -> np.ndarray:
     from matplotlib import colormaps
 
     return colormaps["viridis"](np.linspace(0.0, 0.9, count))
-
-
-def _interval(expert: ExpertCurves) -> str:
-    return "[{:.3g}, {:.3g})".format(*expert.interval)

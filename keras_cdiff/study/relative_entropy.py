@@ -1,5 +1,6 @@
 """How far apart the marginals of neighbouring noise levels are, for an empirical data set."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -7,11 +8,14 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.distribution import apart, spreading
 from keras_cdiff.objectives import normal
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
 _BLOCK = 2048  # images at a time: memory does not grow with the data set
 _ROUNDING = 1e-12  # of a squared distance, by the squared lengths that it is computed from
+# Beyond these ratios of noise to signal nothing is left of either: EDM's own range of sigma.
+_LEAST_NOISE, _MOST_NOISE = 0.002, 80.0
 
 
 def relative_entropy(
@@ -95,6 +99,100 @@ def _variance(variance: float, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarr
     return np.square(alpha) * variance + np.square(sigma)
 
 
+@dataclasses.dataclass
+class EntropyCurve:
+    """The relative entropy of neighbouring marginals at some levels of one schedule."""
+
+    schedule: Schedule
+    levels: np.ndarray  # (L,) ascending
+    estimate: np.ndarray  # (L,) in nats, as `relative_entropy` returns it
+    error: np.ndarray  # (L,) its standard errors
+    num_dimensions: int  # values in an image
+
+    @property
+    def name(self) -> str:
+        """Name of the schedule."""
+        return type(self.schedule).__name__
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the levels are timesteps."""
+        return isinstance(self.schedule, DiscreteSchedule)
+
+    @property
+    def log_snr(self) -> np.ndarray:
+        """(L,) 2 ln(alpha / sigma)."""
+        return log_snr(self.schedule, self.levels)
+
+    @property
+    def per_level(self) -> np.ndarray:
+        """(L,) by the squared step of the level: for timesteps `estimate`, else the rate times
+        (d log SNR / d level)^2.
+        """
+        if self.discrete:
+            return self.estimate
+        alpha, sigma = self.schedule.alpha_sigma(self.levels)
+        alpha_slope, sigma_slope = self.schedule.slopes(self.levels)
+        return self.estimate * np.square(2.0 * (alpha_slope / alpha - sigma_slope / sigma))
+
+
+def measure_entropy(
+    images: np.ndarray,
+    schedule: Schedule,
+    num_levels: int = 40,
+    num_draws: int = 256,
+    seed: int = 0,
+) -> EntropyCurve:
+    """Estimates the relative entropy at `spread_levels` of a schedule, which are shared among the
+    processes of `distribution.spread`.
+
+    Args:
+        images: float (N, ...), in the units of training.
+        schedule: the schedule.
+        num_levels: L.
+        num_draws, seed: as for `relative_entropy`.
+    """
+    levels = spread_levels(schedule, num_levels)
+    own = spreading().share(len(levels))
+    measured = np.zeros((2, len(levels)))
+    with apart() as processes:
+        if own:
+            measured[:, own] = relative_entropy(images, schedule, levels[own], num_draws, seed)
+    estimate, error = sum(processes.gather(measured))
+    return EntropyCurve(schedule, levels, estimate, error, int(np.prod(images.shape[1:])))
+
+
+def spread_levels(schedule: Schedule, num_levels: int = 40) -> np.ndarray:
+    """Returns levels from little noise to much, float64 (L,): timesteps in constant proportion, of
+    which the smallest coincide; other levels at even distances of log SNR.
+
+    Args:
+        schedule: the schedule.
+        num_levels: >= 2.
+
+    Raises:
+        ValueError: if `num_levels` is out of range.
+    """
+    num_levels = check_integer("num_levels", num_levels, 2)
+    if isinstance(schedule, DiscreteSchedule):
+        levels = np.geomspace(1, schedule.num_timesteps - 1, num_levels)
+        return np.unique(np.round(levels)).astype(np.float64)
+    alpha, sigma = schedule.alpha_sigma(np.array(schedule.bounds))
+    with np.errstate(divide="ignore"):
+        low, high = np.clip(sigma / alpha, _LEAST_NOISE, _MOST_NOISE)
+    return schedule.level_at(np.geomspace(low, high, num_levels))
+
+
+def log_snr(schedule: Schedule, levels: np.ndarray) -> np.ndarray:
+    """Returns the log SNR of levels, on the host, infinite where there is no noise or no signal."""
+    levels = np.asarray(levels, dtype=np.float64)
+    result, inside = np.full(levels.shape, -np.inf), np.isfinite(levels)
+    alpha, sigma = schedule.alpha_sigma(levels[inside])
+    with np.errstate(divide="ignore"):
+        result[inside] = 2.0 * (np.log(alpha) - np.log(sigma))
+    return result
+
+
 def _consecutive(
     schedule: DiscreteSchedule, levels: Sequence[float]
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -109,9 +207,7 @@ def _consecutive(
     return schedule.alpha_sigma(levels - 1), schedule.alpha_sigma(levels)
 
 
-def _log_snr_slopes(
-    schedule: Schedule, levels: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _log_snr_slopes(schedule: Schedule, levels: Sequence[float]) -> tuple[np.ndarray, ...]:
     """Returns alpha, sigma and their derivatives by the log SNR, float64 (L,)."""
     levels = np.asarray(levels, dtype=np.float64)
     low, high = schedule.domain
@@ -176,15 +272,9 @@ class _Draws:
 
     def known(self) -> np.ndarray:
         """Returns quantities of the draws of the order of 1 whose means are zero: (M, 3)."""
-        size = self.mean_length or 1.0
-        return np.stack(
-            [
-                self.noise_length / self.num_dimensions - 1.0,
-                self.product / np.sqrt(self.num_dimensions * size),
-                self.image_length / size - 1.0,
-            ],
-            axis=1,
-        )
+        size, count = self.mean_length or 1.0, self.num_dimensions
+        noise, image = self.noise_length / count - 1.0, self.image_length / size - 1.0
+        return np.stack([noise, self.product / np.sqrt(count * size), image], axis=1)
 
     def blocks(self) -> Iterator[tuple[object, object, object]]:
         """Yields distance, tilt and excess of the draws to a block of images: (M, n) tensors."""
@@ -228,9 +318,7 @@ def _mean(samples: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _log_ratios(
-    draws: _Draws,
-    before: tuple[np.ndarray, np.ndarray],
-    after: tuple[np.ndarray, np.ndarray],
+    draws: _Draws, before: Sequence[np.ndarray], after: Sequence[np.ndarray]
 ) -> np.ndarray:
     """log p_{t-1}(x) - log p_t(x) at x = alpha_{t-1} x_j + sigma_{t-1} eps, (L, M)."""
     (alpha, sigma), (next_alpha, next_sigma) = before, after
@@ -256,21 +344,14 @@ def _log_ratios(
     return own - growth
 
 
-def _scores(
-    draws: _Draws,
-    alpha: np.ndarray,
-    sigma: np.ndarray,
-    alpha_slope: np.ndarray,
-    sigma_slope: np.ndarray,
-) -> list[tuple[np.ndarray, np.ndarray, float]]:
+def _scores(draws: _Draws, *slopes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
     """d log p(x) / d log SNR at x = alpha x_j + sigma eps for each level: (M,), the same if there
     were no image but x_j, and the mean square of that.
     """
+    alpha, sigma, alpha_slope, sigma_slope = slopes
     sums = [_PosteriorMean() for _ in alpha]
     for distance, tilt, excess in draws.blocks():
-        for total, a, s, a_slope, s_slope in zip(
-            sums, *(v.tolist() for v in (alpha, sigma, alpha_slope, sigma_slope)), strict=True
-        ):
+        for total, a, s, a_slope, s_slope in zip(sums, *(v.tolist() for v in slopes), strict=True):
             # |x - alpha x_i|^2 and x_i . (x - alpha x_i), less those of x_j.
             squares = 2.0 * a * s * tilt + a**2 * distance
             products = 0.5 * a * (excess - distance) - s * tilt
@@ -278,9 +359,8 @@ def _scores(
             weight = ops.exp(_exponent(a / s, distance, tilt))
             total.add(weight, weight * change)
     results = []
-    for total, noise_factor, image_factor in zip(
-        sums, sigma_slope / sigma, alpha_slope / sigma, strict=True
-    ):
+    factors = sigma_slope / sigma, alpha_slope / sigma
+    for total, noise_factor, image_factor in zip(sums, *factors, strict=True):
         own = noise_factor * (draws.noise_length - draws.num_dimensions)
         own += image_factor * draws.product
         square = 2.0 * draws.num_dimensions * noise_factor**2 + draws.mean_length * image_factor**2

@@ -10,9 +10,9 @@ from PIL import Image
 from keras_cdiff import schedules, study, training
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.objectives import LogNormalSigma, UniformTimesteps
-from keras_cdiff.study.entropy_curve import EntropyCurve
 from keras_cdiff.study.page import entropy_findings, loss_findings, quality_findings
 from keras_cdiff.study.plots import plot_entropy
+from keras_cdiff.study.relative_entropy import EntropyCurve
 
 pytestmark = pytest.mark.backend_free
 
