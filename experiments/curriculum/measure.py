@@ -96,13 +96,13 @@ def measure(
     )
 
 
-def _reference(config: dict, setting: Setting, given: str | None) -> SourceImages:
+def _reference(config: dict, setting: Setting, reference: str | None) -> SourceImages:
     """The images to compare with, of the samples' size."""
     backbone, encoded = config["model"]["backbone"], config.get("autoencoder")
     size, channels, data = backbone["image_size"], backbone["channels"], config["data"]
     if encoded:
         size, channels, data = encoded["image_size"], 3, encoded["images"]
-    source = open_source(given or data)
+    source = open_source(reference or data)
     count = min(len(source), max(setting.final_samples, REFERENCE_IMAGES))
     return SourceImages(source, size, channels, count)
 

@@ -36,7 +36,7 @@ class Samples:
     """Draws the samples by which a run is measured: the same seeds and labels in every run, labels
     in the proportions of the training data, the preset's sampler and guidance.
 
-    They are kept as images, so that another extractor can be asked later without training. The
+    They are kept as images, so that another extractor needs no training. The
     autoencoder of latents is opened at once, so that what it lacks is said before training.
     """
 

@@ -7,7 +7,7 @@
 
 A repeated command goes on: what is in results.jsonl is done, a run that was interrupted continues
 from its newest checkpoint. --list shows the table and what is done, --dry_run the configuration of
-each run, opening no data; --size=gpu and --size=paper ask the same for larger networks.
+each run, opening no data; --size=gpu and --size=paper answer the same for larger networks.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from settings import METHODS, SIZES, Run, runs
 
 HERE = Path(__file__).parent
 EXIT_INTERRUPTED = 75  # as training.EXIT_INTERRUPTED, without Keras in the process that waits
-# Which sources, given by setting, each program takes.
-GIVEN = {"one_run": ("data", "held_out"), "measure": ("reference",)}
+# Which flags of a source each program takes.
+TAKES = {"one_run": ("data", "held_out"), "measure": ("reference",)}
 SOURCES = {
     "data": "training images",
     "held_out": "images held out, for the validation loss",
@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         table = select(options)
-        options.given = {kind: by_setting(kind, options) for kind in SOURCES}
+        options.sources = {kind: by_setting(kind, options) for kind in SOURCES}
         if options.dry_run:
             dry_run(table, options)
             return
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def select(options: argparse.Namespace) -> list[Run]:
-    """Returns the runs that are asked for."""
+    """Returns the runs of --size that --only names."""
     if options.size not in SIZES:
         raise ValueError(f"--size must be one of {', '.join(SIZES)}. Received: {options.size!r}")
     if options.jobs < 1 or (options.minutes is not None and not options.minutes > 0.0):
@@ -103,7 +103,7 @@ def select(options: argparse.Namespace) -> list[Run]:
 
 
 def by_setting(kind: str, options: argparse.Namespace) -> dict[str, str]:
-    """Returns what was given as SETTING=SOURCE, by setting."""
+    """Returns a flag's values SETTING=SOURCE, by setting."""
     settings, values = SIZES[options.size], getattr(options, kind)
     for value in values:
         name, equals, _ = value.partition("=")
@@ -128,7 +128,7 @@ def check_data(settings: set[str], options: argparse.Namespace) -> None:
                     f"{name} needs its images: run data_sets.py --output={folder} "
                     f"--names={setting.data} first. Received: no {setting.data}_*.npz there"
                 )
-        elif setting.preset["data"].endswith("PATH") and name not in options.given["data"]:
+        elif setting.preset["data"].endswith("PATH") and name not in options.sources["data"]:
             raise ValueError(
                 f"{name} needs its images: --data={name}={setting.preset['data']}. Received: none"
             )
@@ -139,7 +139,7 @@ def dry_run(table: list[Run], options: argparse.Namespace) -> None:
     from one_run import configuration
 
     for run in table:
-        data, held_out = (options.given[kind].get(run.setting) for kind in GIVEN["one_run"])
+        data, held_out = (options.sources[kind].get(run.setting) for kind in TAKES["one_run"])
         clusters = "quantile" if METHODS[run.method].measured_clusters else None
         folder = options.output or Path("OUTPUT")
         config = configuration(run, options.size, folder, data, held_out, clusters)
@@ -219,8 +219,8 @@ def _start(name: str, program: str, options: argparse.Namespace, core: set) -> s
     command = [sys.executable, HERE / f"{program}.py", f"--run={name}", f"--size={options.size}"]
     command.append(f"--output={options.output}")
     setting = name.split("/")[0]
-    given = ((kind, options.given[kind].get(setting)) for kind in GIVEN[program])
-    command += [f"--{kind}={value}" for kind, value in given if value]
+    sources = ((kind, options.sources[kind].get(setting)) for kind in TAKES[program])
+    command += [f"--{kind}={value}" for kind, value in sources if value]
     backend = options.train_backend
     if program == "measure":
         command.append(f"--extractor={options.extractor}")

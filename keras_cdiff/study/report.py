@@ -87,7 +87,7 @@ def convergence_clusters(
 ) -> Clusters:
     """Returns clusters that take equally many iterations to converge, judged by the experts.
 
-    An expert's iterations are spread over its interval as the objective draws levels there.
+    Within its interval an expert's iterations have the objective's density.
 
     Args:
         experts: by ascending noise.
