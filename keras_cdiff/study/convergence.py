@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.common.files import append_record, strict_json, write_whole
-from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
+from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import read_images, to_uint8
 from keras_cdiff.evaluation import (
     EvaluationCallback,
@@ -30,7 +30,7 @@ from keras_cdiff.schedules import EDM
 from keras_cdiff.study.curves import ExpertCurves, read_curves, read_records
 from keras_cdiff.study.denoised_images import DenoisedImages
 from keras_cdiff.training import Workdir, load_run, train
-from keras_cdiff.training.building import build_sampler
+from keras_cdiff.training.building import build_sampler, make_clusters
 from keras_cdiff.training.run_data import open_data
 from keras_cdiff.training.workdir import differences
 
@@ -371,7 +371,5 @@ def default_intervals(config: dict, num_experts: int) -> Clusters:
         ICLR 2025, as far as it is known: see the study's document.
     """
     schedule = keras.saving.deserialize_keras_object(config["model"]["schedule"])
-    if isinstance(schedule, EDM):
-        objective = keras.saving.deserialize_keras_object(config["model"]["objective"])
-        return quantile_clusters(objective, num_experts)
-    return uniform_clusters(schedule, num_experts)
+    kind = "quantile" if isinstance(schedule, EDM) else "uniform"
+    return make_clusters(config["model"], {"clusters": kind, "num_clusters": num_experts})

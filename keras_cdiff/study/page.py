@@ -30,58 +30,46 @@ def report_page(
     conditions: Sequence[str] = (),
 ) -> str:
     """Returns the page of `write_report` as Markdown."""
-    parts = [f"# Which denoising tasks are hard: {config['preset']} on {config['data']}", ""]
-    parts += [
+    blocks = [
+        f"# Which denoising tasks are hard: {config['preset']} on {config['data']}",
         "The question: is denoising harder at little noise, so that a curriculum should begin with "
         "much? Each measure answers for itself.",
-        "",
     ]
     for curve in entropies:
-        parts += [f"## Relative entropy along {curve.name}", ""]
-        parts += [" ".join(entropy_findings(curve)), ""]
-        parts += [f"![Relative entropy](relative_entropy_{curve.name}.png)", ""]
+        blocks += [f"## Relative entropy along {curve.name}", " ".join(entropy_findings(curve))]
+        blocks += [f"![Relative entropy](relative_entropy_{curve.name}.png)"]
     if experts:
-        parts += ["## Convergence of the loss", "", " ".join(loss_findings(experts)), ""]
-        parts += ["![Iterations to converge](iterations.png)", "", "![Losses](losses.png)", ""]
-        quality = quality_findings(experts)
-        if quality:
-            parts += ["## Quality of denoised images", "", " ".join(quality), ""]
-            parts += ["![Qualities](qualities.png)", ""]
-        parts += _table(experts)
-    parts += [
+        blocks += ["## Convergence of the loss", " ".join(loss_findings(experts))]
+        blocks += ["![Iterations to converge](iterations.png)", "![Losses](losses.png)"]
+        if quality := quality_findings(experts):
+            blocks += ["## Quality of denoised images", " ".join(quality)]
+            blocks += ["![Qualities](qualities.png)"]
+        blocks.append(_table(experts))
+    conditions = [*conditions, "Every number is in the .csv files beside this page."]
+    blocks += [
         "## Clusters",
-        "",
         "Edges of partitions of the noise range; those of equal difficulty are in "
         "`clusters_*.json`, for `apps/train.py --clusters`.",
-        "",
         "![Clusters](clusters.png)",
-        "",
         "## How it was measured",
-        "",
-        *(f"- {sentence}" for sentence in conditions),
-        "- Every number is in the .csv files beside this page.",
+        "\n".join(f"- {sentence}" for sentence in conditions),
     ]
-    return "\n".join(parts) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
-def _table(experts: Sequence[ExpertCurves]) -> list[str]:
+def _table(experts: Sequence[ExpertCurves]) -> str:
     rows = [
         "| expert | noise levels | loss before | converged | to 50% | to 90% | distance before "
         "| at the end | of the reference |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for e in experts:
-        cells = [
-            str(e.number),
-            e.span,
-            f"{e.loss[0]:.3f}",
-            f"{converged(e.loss):.3f}",
-            *(f"{iterations_to_reach(e.steps, e.loss, f):.0f}" for f in (0.5, 0.9)),
-            *(f"{e.quality[i]:.1f}" if e.quality else "" for i in (0, -1)),
-            "" if e.floor is None else f"{e.floor:.1f}",
-        ]
+        cells = [str(e.number), e.span, f"{e.loss[0]:.3f}", f"{converged(e.loss):.3f}"]
+        cells += [f"{iterations_to_reach(e.steps, e.loss, share):.0f}" for share in (0.5, 0.9)]
+        cells += [f"{e.quality[i]:.1f}" if e.quality else "" for i in (0, -1)]
+        cells += ["" if e.floor is None else f"{e.floor:.1f}"]
         rows.append(f"| {' | '.join(cells)} |")
-    return [*rows, ""]
+    return "\n".join(rows)
 
 
 def trend(noise: Sequence[float], difficulty: Sequence[float]) -> str:

@@ -86,17 +86,17 @@ def gaussian_relative_entropy(
         levels: the levels (L,), as for `relative_entropy`.
         num_dimensions: d.
     """
+
+    def marginal(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        return np.square(alpha) * variance + np.square(sigma)
+
     if isinstance(schedule, DiscreteSchedule):
         before, after = _consecutive(schedule, levels)
-        ratio = _variance(variance, *before) / _variance(variance, *after)
+        ratio = marginal(*before) / marginal(*after)
         return 0.5 * num_dimensions * (ratio - 1.0 - np.log(ratio))
     alpha, sigma, alpha_slope, sigma_slope = _log_snr_slopes(schedule, levels)
     slope = 2.0 * (alpha * alpha_slope * variance + sigma * sigma_slope)
-    return 0.25 * num_dimensions * np.square(slope / _variance(variance, alpha, sigma))
-
-
-def _variance(variance: float, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    return np.square(alpha) * variance + np.square(sigma)
+    return 0.25 * num_dimensions * np.square(slope / marginal(alpha, sigma))
 
 
 @dataclasses.dataclass
