@@ -10,18 +10,14 @@ keeps whole matrices of distances, 10 GB each for 50,000 images.
     python benchmarks/metrics.py                        # or --num_images=2000 --width=256
 """
 
-import argparse
-import json
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import timing
 
 METRICS = {
     "frechet": "Fréchet distance",
@@ -144,13 +140,8 @@ PREPARE = {
 }
 
 
-def peak_bytes():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def work(contender, metric, folder):
-    """Prints value, seconds and bytes of one measurement as JSON."""
+    """Returns value, seconds and bytes of one measurement."""
 
     def load(name, mmap_mode=None):
         return np.load(Path(folder) / f"{name}.npy", mmap_mode=mmap_mode)
@@ -160,78 +151,58 @@ def work(contender, metric, folder):
     measured, read = prepared if isinstance(prepared, tuple) else (prepared, lambda: None)
     # BLAS allots its buffers at the first product.
     np.ones((300, 300)) @ np.ones((300, 300))
-    before = peak_bytes()
+    before = timing.peak_bytes()
     read()
     began = time.perf_counter()
     value = float(measured())
     seconds = time.perf_counter() - began
     del library
-    print(json.dumps({"value": value, "seconds": seconds, "bytes": peak_bytes() - before}))
-
-
-def measure(contender, metric, folder):
-    """Returns what `work` prints, from a process of its own."""
-    options = [f"--worker={contender}", f"--metrics={metric}", f"--folder={folder}"]
-    answer = subprocess.run(
-        [sys.executable, __file__, *options],
-        env={"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
-        capture_output=True,
-        text=True,
-    )
-    if answer.returncode:
-        advice = "" if contender == "keras_cdiff" else f": try pip install {contender} torchvision"
-        raise SystemExit(f"{answer.stderr[-2000:]}\n{contender} failed{advice}")
-    return json.loads(answer.stdout.splitlines()[-1])
+    return {"value": value, "seconds": seconds, "bytes": timing.peak_bytes() - before}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--num_images", type=int, default=50_000)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--metrics", default=",".join(METRICS))
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--folder", help="for the features, 1 GB; a temporary one by default")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = timing.read_flags(
+        __doc__,
+        num_images=50_000,
+        width=2048,
+        rounds=1,
+        metrics=list(METRICS),
+        contenders=list(CONTENDERS),
+        folder=(None, "for the features, 1 GB; a temporary one by default"),
+    )
     if options.worker:
-        work(options.worker, options.metrics, options.folder)
+        timing.tell(work(options.worker, options.metrics[0], options.folder))
         return
-    contenders, metrics = options.contenders.split(","), options.metrics.split(",")
-    for name, given, known in (
-        ("contenders", contenders, CONTENDERS),
-        ("metrics", metrics, METRICS),
-    ):
-        if unknown := sorted(set(given) - set(known)):
-            parser.error(f"--{name} must be among {', '.join(known)}. Received: {unknown}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         write_inputs(folder, options.num_images, options.width)
         print(f"{options.num_images:,d} x {options.width:,d} features, {os.cpu_count()} cores\n")
-        print("| metric | by | value | seconds | MB | times our seconds | times our MB |")
-        print("|---|---|---:|---:|---:|---:|---:|")
-        for metric in metrics:
-            report(metric, [c for c in contenders if metric in CONTENDERS[c]], folder, options)
+        timing.print_table(
+            ("metric", "by", "value", "seconds", "MB", "times our seconds", "times our MB"),
+            (row for metric in options.metrics for row in compare(metric, folder, options)),
+        )
 
 
-def report(metric, contenders, folder, options):
-    """Prints the rows of one metric. The contenders take turns; ratios are taken round by round."""
-    rounds = [{c: measure(c, metric, folder) for c in contenders} for _ in range(options.rounds)]
+def compare(metric, folder, options):
+    """Yields the rows of one metric. The contenders take turns; ratios are taken round by round."""
+    contenders = [name for name in options.contenders if metric in CONTENDERS[name]]
+    flags, backend = (f"--metrics={metric}", f"--folder={folder}"), {"KERAS_BACKEND": "jax"}
+    backend |= {name: os.environ[name] for name in backend if name in os.environ}
+    rounds = [
+        {name: timing.measure(name, *flags, **backend) for name in contenders}
+        for _ in range(options.rounds)
+    ]
     for contender in contenders:
         results = [results[contender] for results in rounds]
         cells = [METRICS[metric], contender, f"{results[0]['value']:.6g}"]
         cells.append(f"{statistics.median(r['seconds'] for r in results):.2f}")
         cells.append(f"{statistics.median(r['bytes'] for r in results) / 1e6:,.0f}")
         for name in ("seconds", "bytes"):
-            if "keras_cdiff" in contenders:
-                ours = [results["keras_cdiff"][name] for results in rounds]
-                known = min(ours) > (1e6 if name == "bytes" else 0)  # else within that of imports
-                ratios = [r[name] / our for r, our in zip(results, ours, strict=True) if known]
-                cells.append(f"{statistics.median(ratios):.2f}" if known else "")
-            else:
-                cells.append("")
-        print(f"| {' | '.join(cells)} |", flush=True)
+            ours = [results["keras_cdiff"][name] for results in rounds if "keras_cdiff" in results]
+            known = min(ours, default=0) > (1e6 if name == "bytes" else 0)  # else that of imports
+            cells.append(timing.ratio([r[name] for r in results], ours) if known else "")
+        yield cells
 
 
 if __name__ == "__main__":
