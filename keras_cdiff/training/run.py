@@ -164,7 +164,7 @@ def _fit(
         silence(run_log)
     on_rank0(processes, lambda: _claim(folder, data, step, saver.folder))
     reader = ReadErrors(data.source)
-    try:
+    with reader.errors.raised(unless=(FloatingPointError, Interrupted)):
         fit_intervals(
             model,
             lambda start: engine.batches(data.batches(start, engine.shard, reader)),
@@ -180,12 +180,6 @@ def _fit(
             ],
             metrics,
         )
-    except (FloatingPointError, Interrupted):
-        raise
-    except Exception:
-        if reader.error is not None:
-            raise reader.error  # noqa: B904 (the same error, perhaps in TensorFlow's words)
-        raise
 
 
 def _checkpoint_callback(
