@@ -56,25 +56,20 @@ def write_inputs(folder, num_images, width):
                 logits[rows] = 4 * features[rows] @ to_logits
 
 
-def prepare_keras_cdiff(metric, load):
+def our_metrics():
     from keras_cdiff import evaluation
 
-    if metric == "inception_score":
-        logits = load("logits", mmap_mode="r")
-        return lambda: evaluation.inception_score(logits)[0]
-    real, generated = load("real", mmap_mode="r"), load("generated", mmap_mode="r")
     return {
-        "frechet": lambda: evaluation.frechet_distance(real, generated),
-        "kernel": lambda: evaluation.kernel_distance(real, generated)[0],
-        "precision_recall": lambda: evaluation.precision_recall(real, generated)[0],
-    }[metric]
+        "frechet": evaluation.frechet_distance,
+        "kernel": lambda *sets: evaluation.kernel_distance(*sets)[0],
+        "precision_recall": lambda *sets: evaluation.precision_recall(*sets)[0],
+        "inception_score": lambda logits: evaluation.inception_score(logits)[0],
+    }
 
 
 def import_torchvision():
-    """Imports what the peers import, also where its operations are for another build of PyTorch.
-
-    Returns:
-        what must live as long as torchvision, or None.
+    """Imports what the peers import, also where its operations are for another build of PyTorch;
+    returns what must live as long as torchvision, if anything.
     """
     import torch
 
@@ -88,73 +83,56 @@ def import_torchvision():
         return library
 
 
-def prepare_torch_fidelity(metric, load):
+def torch_fidelity_metrics():
     import torch
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
-    names = ("logits",) if metric == "inception_score" else ("generated", "real")
+    quiet, subsets = {"verbose": False}, {"kid_subsets": 100, "kid_subset_size": 1000}
+    low_memory = {"prc_neighborhood": 3, "save_cpu_ram": True}
 
     def frechet(generated, real):
         moments = [metric_fid.fid_features_to_statistics(set_) for set_ in (generated, real)]
-        return metric_fid.fid_statistics_to_metric(*moments, verbose=False)
+        return metric_fid.fid_statistics_to_metric(*moments, **quiet)
 
-    def kernel(generated, real):
-        return metric_kid.kid_features_to_metric(
-            generated, real, kid_subsets=100, kid_subset_size=1000, verbose=False
-        )
+    def on_tensors(function):
+        return lambda *sets: next(iter(function(*map(torch.from_numpy, sets[::-1])).values()))
 
-    def precision_recall(generated, real):
-        return metric_prc.prc_features_to_metric(
-            generated, real, prc_neighborhood=3, save_cpu_ram=True, verbose=False
-        )
-
-    def inception_score(logits):
-        return metric_isc.isc_features_to_metric(logits, splits=10, shuffle=False)
-
-    run = {f.__name__: f for f in (frechet, kernel, precision_recall, inception_score)}[metric]
-    sets = []
-
-    def measured():
-        return next(iter(run(*sets).values()))
-
-    return measured, lambda: sets.extend(torch.from_numpy(load(name)) for name in names)
+    functions = {
+        "frechet": frechet,
+        "kernel": lambda *sets: metric_kid.kid_features_to_metric(*sets, **subsets, **quiet),
+        "precision_recall": lambda *sets: metric_prc.prc_features_to_metric(
+            *sets, **low_memory, **quiet
+        ),
+        "inception_score": lambda logits: metric_isc.isc_features_to_metric(
+            logits, splits=10, shuffle=False
+        ),
+    }
+    return {metric: on_tensors(function) for metric, function in functions.items()}
 
 
-def prepare_clean_fid(metric, load):
+def clean_fid_metrics():
     from cleanfid import fid
 
-    sets = []
-
-    def frechet():
+    def frechet(*sets):
         moments = [(s.mean(axis=0), np.cov(s, rowvar=False)) for s in sets]
         return fid.frechet_distance(*moments[0], *moments[1])
 
-    measured = {"frechet": frechet, "kernel": lambda: fid.kernel_distance(*sets)}[metric]
-    return measured, lambda: sets.extend(load(name) for name in ("real", "generated"))
-
-
-PREPARE = {
-    "keras_cdiff": prepare_keras_cdiff,
-    "torch-fidelity": prepare_torch_fidelity,
-    "clean-fid": prepare_clean_fid,
-}
+    return {"frechet": frechet, "kernel": fid.kernel_distance}
 
 
 def work(contender, metric, folder):
     """Returns value, seconds and bytes of one measurement."""
-
-    def load(name, mmap_mode=None):
-        return np.load(Path(folder) / f"{name}.npy", mmap_mode=mmap_mode)
-
-    library = None if contender == "keras_cdiff" else import_torchvision()
-    prepared = PREPARE[contender](metric, load)
-    measured, read = prepared if isinstance(prepared, tuple) else (prepared, lambda: None)
+    ours = contender == "keras_cdiff"
+    library = None if ours else import_torchvision()
+    peers = {"torch-fidelity": torch_fidelity_metrics, "clean-fid": clean_fid_metrics}
+    function = (our_metrics if ours else peers[contender])()[metric]
+    names = ("logits",) if metric == "inception_score" else ("real", "generated")
     # BLAS allots its buffers at the first product.
     np.ones((300, 300)) @ np.ones((300, 300))
     before = timing.peak_bytes()
-    read()
+    sets = [np.load(f"{folder}/{name}.npy", mmap_mode="r" if ours else None) for name in names]
     began = time.perf_counter()
-    value = float(measured())
+    value = float(function(*sets))
     seconds = time.perf_counter() - began
     del library
     return {"value": value, "seconds": seconds, "bytes": timing.peak_bytes() - before}

@@ -119,25 +119,14 @@ def summary(all_results: Sequence[Results]) -> str:
             distances = final_distances(runs[method])
             kernel = mean_over_seeds(final_distances(runs[method], "kernel_distance"))
             difference = None if method == first else paired_difference(distances, expected, True)
-            rows.append(
-                (
-                    _title(results, method),
-                    f"{len(runs[method])} of {results.setting.methods.get(method, 0)}",
-                    with_interval(mean_over_seeds(distances)),
-                    with_interval(kernel),
-                    with_interval(difference, percent),
-                    *_pace(results, method),
-                    full_range(results, method),
-                )
-            )
+            seeds = f"{len(runs[method])} of {results.setting.methods.get(method, 0)}"
+            means = (with_interval(mean_over_seeds(distances)), with_interval(kernel))
+            cells = (_title(results, method), seeds, *means, with_interval(difference, percent))
+            rows.append((*cells, *_pace(results, method), full_range(results, method)))
         head = ("method", "seeds", "Fréchet distance", "kernel distance")
         against = ("difference to " + results.titles[first], "steps to it", "minutes", "speed-up")
         columns = (*head, *against, "full range at step")
-        parts += ["", f"### {results.setting.title}", "", table(columns, rows), ""]
-        parts += _missing(results)
-        if results.baseline:
-            parts.append(_flatness(results))
-        parts += ["", *_diverged(results)]
+        parts += [f"### {results.setting.title}", table(columns, rows), *_remarks(results)]
         pairs = [
             (
                 *(results.titles[name] for name in pair),
@@ -147,7 +136,7 @@ def summary(all_results: Sequence[Results]) -> str:
         ]
         if pairs:
             parts.append(table(("method", "compared with", "difference", "seeds", "chance"), pairs))
-    return "\n".join(parts).strip()
+    return "\n\n".join(parts)
 
 
 def full_range(results: Results, method: str) -> str:
@@ -181,32 +170,27 @@ def _title(results: Results, method: str) -> str:
     return results.titles[method] + (f" (found by {extra:,} steps of a study)" if extra else "")
 
 
-def _missing(results: Results) -> list[str]:
-    names = [m for m in results.setting.methods if m not in results.runs]
-    titles = "; ".join(results.titles[name] for name in names)
-    return [f"Not measured yet: {titles}.", ""] if names else []
-
-
-def _diverged(results: Results) -> list[str]:
+def _remarks(results: Results) -> list[str]:
+    """What is missing, how flat the first method's curve is, and which runs diverged."""
+    missing = [results.titles[m] for m in results.setting.methods if m not in results.runs]
+    parts = [f"Not measured yet: {'; '.join(missing)}."] if missing else []
+    if results.baseline:
+        steps, _ = curves(results.baseline)
+        change = percent(-last_improvement(results.baseline))
+        parts.append(
+            f"Over the last fifth of the {steps[-1]:,.0f} steps the mean curve of "
+            f"{results.titles[results.first]} changed by {change}: what is near 0 % has flattened."
+        )
     names = [
         f"{results.titles[method]}, seed {seed}"
         for method in results.compared
         for seed, record in results.runs[method].items()
         if diverged(record)
     ]
-    if not names:
-        return []
-    rule = f"their validation loss ended at more than {DIVERGED:g} times its lowest"
-    return [f"Diverged, but part of all numbers: {'; '.join(names)} ({rule}).", ""]
-
-
-def _flatness(results: Results) -> str:
-    steps, _ = curves(results.baseline)
-    change = percent(-last_improvement(results.baseline))
-    return (
-        f"Over the last fifth of the {steps[-1]:,.0f} steps the mean curve of "
-        f"{results.titles[results.first]} changed by {change}: what is near 0 % has flattened."
-    )
+    if names:
+        rule = f"their validation loss ended at more than {DIVERGED:g} times its lowest"
+        parts.append(f"Diverged, but part of all numbers: {'; '.join(names)} ({rule}).")
+    return parts
 
 
 def settings(all_results: Sequence[Results]) -> str:
@@ -219,6 +203,7 @@ def settings(all_results: Sequence[Results]) -> str:
         network += [f"{name} {backbone[name]}" for name in ("width", "depth") if name in backbone]
         network.append(f"{record['parameters']:,} parameters")
         size = backbone["image_size"]
+        seeds = {len(runs) for runs in results.runs.values()} or {0}
         rows.append(
             (
                 results.setting.title,
@@ -226,7 +211,7 @@ def settings(all_results: Sequence[Results]) -> str:
                 ", ".join(network),
                 f"{record['steps']:,}",
                 str(record["batch_size"]),
-                _range([len(runs) for runs in results.runs.values()] or [0]),
+                " to ".join(map(str, sorted({min(seeds), max(seeds)}))),
                 f"{config['training']['learning_rate']:g}",
                 f"{record['curve_samples']:,} a point, {record['final_samples']:,} at the end",
                 f"{record['reference_images']:,}",
@@ -269,7 +254,7 @@ def grid(all_results: Sequence[Results]) -> str:
         runs = {method: results.runs[method] for method in results.grid}
         seeds = set.intersection(*(set(found) for found in runs.values()))
         if not seeds:
-            parts += [f"### {results.setting.title}", "", "No seed of all cells yet.", ""]
+            parts += [f"### {results.setting.title}", "No seed of all cells yet."]
             continue
         cells = {}
         for method, place in results.grid.items():
@@ -278,15 +263,14 @@ def grid(all_results: Sequence[Results]) -> str:
         counts, patiences = (sorted({place[axis] for place in cells}) for axis in (0, 1))
         rows = [(f"N = {n}", *(cells.get((n, tau), "") for tau in patiences)) for n in counts]
         which = ", ".join(map(str, sorted(seeds)))
-        parts += [f"### {results.setting.title}", ""]
-        parts += [table(("", *(f"tau = {tau}" for tau in patiences)), rows), ""]
         parts += [
+            f"### {results.setting.title}",
+            table(("", *(f"tau = {tau}" for tau in patiences)), rows),
             f"Final Fréchet distance, difference to {results.titles[results.first]}, and the mean "
             "step at which the last stage was first logged (of all seeds). "
             f"Seeds that all cells have: {which}.",
-            "",
         ]
-    return "\n".join(parts).strip() or "No grid has been measured yet."
+    return "\n\n".join(parts) or "No grid has been measured yet."
 
 
 def clusters(all_results: Sequence[Results]) -> str:
@@ -311,17 +295,17 @@ def clusters(all_results: Sequence[Results]) -> str:
         edges = [float(edge) for edge in next(iter(results.baseline.values()))["cluster_edges"]]
         ends = [f"{float(f'{edge:.3g}'):g}" for edge in edges]
         head = [f"[{low}, {high})" for low, high in pairwise(ends)]
-        parts += [f"### {results.setting.title}", "", table(("method", "seeds", *head), rows), ""]
+        parts += [f"### {results.setting.title}", table(("method", "seeds", *head), rows)]
         if left_out:
             words = "; ".join(left_out)
-            parts += [f"Left out, since losses of other weights or clusters differ: {words}.", ""]
+            parts.append(f"Left out, since losses of other weights or clusters differ: {words}.")
     if not parts:
         return NOTHING
     first = (
         "Last validation loss of each noise cluster, mean over seeds, and its difference to the "
         "first method's, paired by seed. It is that of the averaged weights on held-out images."
     )
-    return "\n".join([first, "", *parts]).strip()
+    return "\n\n".join([first, *parts])
 
 
 def figures(all_results: Sequence[Results], folder: str) -> str:
@@ -375,11 +359,6 @@ def _grid_cell(runs: Mapping[int, dict], baseline: Mapping[int, dict], full_rang
     difference = paired_difference(distances, final_distances(baseline), relative=True)
     cells = [number(mean), *([percent(difference.value)] if difference else [])]
     return ", ".join([*cells, full_range])
-
-
-def _range(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def generate(records: Sequence[dict], results: Sequence[Results], folder: str) -> dict[str, str]:
