@@ -210,15 +210,14 @@ class GeneratedImages(ImageSet):
     def batches(self, start: int, batch_size: int) -> Iterator[np.ndarray]:
         for first in range(start, self._count, self.batch_size):
             # A whole batch each time: a short one would compile anew.
-            rows = np.arange(first, first + self.batch_size)
-            there = np.minimum(rows, self._count - 1)
+            rows = np.minimum(np.arange(first, first + self.batch_size), self._count - 1)
             images = sample(
                 self.model,
                 len(rows),
                 self.sampler,
                 seed=[self.seed + int(row) for row in rows],
-                label=None if self.label is None else self.label[there],
-                context=None if self.context is None else self.context[there],
+                label=None if self.label is None else self.label[rows],
+                context=None if self.context is None else self.context[rows],
                 guidance=self.guidance,
                 use_ema=self.use_ema,
                 batch_size=self.batch_size,
@@ -295,12 +294,8 @@ class GeneratedImages(ImageSet):
 
 
 def proportional_labels(labels: np.ndarray, num_images: int, seed: int = 0) -> np.ndarray:
-    """Returns labels in the proportions of a data set's, so that distances do not measure those.
-
-    Args:
-        labels: the data set's labels (N,).
-        num_images: how many to return; each class gets its share of them, rounded.
-        seed: of their order.
+    """Returns `num_images` labels in the proportions of a data set's `labels` (N,), rounded, in a
+    random order of `seed`, so that distances do not measure the proportions.
     """
     places = (np.arange(num_images) + 0.5) / num_images * len(labels)
     return np.random.default_rng(seed).permutation(np.sort(labels)[places.astype(np.int64)])

@@ -85,13 +85,7 @@ def _find_exact(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[np.nda
 
 
 class _Manifold:
-    """The balls around the centres, and which of the points are in one of them.
-
-    Args:
-        centres: the set whose manifold it is.
-        points: the other set.
-        k: which neighbour gives the radius.
-    """
+    """The balls around the centres, and which of the points are in one of them."""
 
     def __init__(self, centres: Points, points: Points, k: int):
         self._centres, self._points, self._k = centres, points, k

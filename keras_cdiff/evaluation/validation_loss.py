@@ -134,13 +134,10 @@ class ValidationLoss:
         }
 
     def check(self, model: keras.Model) -> np.ndarray:
-        """Checks that images, labels and clusters fit a model.
-
-        Returns:
-            The edges of the clusters, float64 (C + 1,), within the objective's support.
+        """Returns the edges of the clusters, float64 (C + 1,), within the objective's support.
 
         Raises:
-            ValueError: if they do not fit.
+            ValueError: if images, labels or clusters do not fit the model.
         """
         if self.images.shape[1:] != model.image_shape:
             raise ValueError(
@@ -211,15 +208,8 @@ def loss_function(model: keras.Model, use_ema: bool) -> BatchFunction:
 
 
 def middle_levels(objective: Objective, edges: np.ndarray, count: int) -> np.ndarray:
-    """Returns the levels in the middle of equally probable parts of each cluster.
-
-    Args:
-        objective: an `Objective`.
-        edges: the C + 1 edges of the clusters, within the objective's support.
-        count: parts of a cluster, L.
-
-    Returns:
-        float32 array (C, L), ascending; whole timesteps where levels are timesteps.
+    """Returns the levels in the middle of L = `count` equally probable parts of each cluster,
+    float32 (C, L), ascending.
     """
     middles = ops.convert_to_tensor((np.arange(count) + 0.5) / count, dtype="float32")
     intervals = [ops.convert_to_tensor(i, "float32") for i in itertools.pairwise(edges)]
@@ -231,13 +221,6 @@ def cumulative_mass(objective: Objective, levels: np.ndarray) -> np.ndarray:
 
     F(t), as the inverse of `host_quantile` by bisection: the middle of all p whose quantile is t,
     which for timesteps, whose quantiles are rounded, is t / T.
-
-    Args:
-        objective: an `Objective`.
-        levels: array in the native coordinate, within the objective's support.
-
-    Returns:
-        float64 array in the shape of `levels`, in [0, 1].
     """
     levels = np.asarray(levels, dtype=np.float64)
 
