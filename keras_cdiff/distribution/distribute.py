@@ -16,7 +16,7 @@ PEER_TIMEOUT = 300.0
 
 @contextlib.contextmanager
 def connected(cluster: Cluster | None, peer_timeout: float = PEER_TIMEOUT) -> Iterator[Processes]:
-    """Connects the processes of a task for as long as the block lasts.
+    """Connects the processes of a task for as long as the block lasts, and yields them.
 
     It must be entered before the backend computes anything: JAX by
     `keras.distribution.initialize`, TensorFlow by its MultiWorkerMirroredStrategy, PyTorch by
@@ -26,9 +26,6 @@ def connected(cluster: Cluster | None, peer_timeout: float = PEER_TIMEOUT) -> It
         cluster: what `find_cluster` returned; None for this process alone.
         peer_timeout: seconds after which a process that does not answer counts as lost, on
             PyTorch; JAX and TensorFlow have times of their own.
-
-    Yields:
-        The processes.
     """
     if cluster is None:
         yield Processes()
@@ -129,7 +126,7 @@ def distribute(
 def to_host(variable: keras.Variable) -> np.ndarray:
     """Returns the value of a variable, also of one whose parts lie on several devices."""
     if keras.backend.backend() == "jax" and not variable.value.is_fully_addressable:
-        from keras_cdiff.distribution.jax import whole
+        from keras_cdiff.distribution.jax import to_numpy
 
-        return whole(variable.value)
+        return to_numpy(variable.value)
     return keras.ops.convert_to_numpy(variable)

@@ -1,4 +1,4 @@
-"""What every metric asks of its input, in one place, so that all refuse it in the same words."""
+"""Checks of features, the same for every metric."""
 
 import numpy as np
 

@@ -72,11 +72,8 @@ _COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The outcome of `Evaluator.evaluate`.
-
-    Attributes:
-        record: the whole of it as plain data: metrics, both sets of images, the extractor,
-            the metrics' settings, notes, version and time.
+    """The outcome of `Evaluator.evaluate`: `record` is plain data, with metrics, both sets of
+    images, the extractor, the metrics' settings, notes, version and time.
     """
 
     record: dict
@@ -100,11 +97,7 @@ class Result:
         write_whole(Path(path), lambda part: part.write_text(text))
 
     def append_csv(self, path: str | os.PathLike) -> None:
-        """Appends a row to a table, which begins with a line of column names.
-
-        Raises:
-            ValueError: if the file is a table of other columns.
-        """
+        """Appends a row to a table; raises a ValueError if it is one of other columns."""
         path = Path(path)
         header = _line(_COLUMNS)
         row = _line(_cell(self.record, keys) for keys in _COLUMNS.values())
@@ -148,7 +141,7 @@ class Evaluator:
     Args:
         extractor: the network that sees the images; a `keras.Model` becomes one by `from_model`.
         metrics: names in `METRICS`; None for all that can be had, except
-            "frechet_distance_infinity", which must be asked for.
+            "frechet_distance_infinity", which must be named.
         cache: folder for features on disk; None keeps them in memory.
         cache_generated: whether those of generated images go there too.
         batch_size: images the extractor sees at once.
@@ -218,14 +211,13 @@ class Evaluator:
         """Returns the metrics of `generated` against `reference`.
 
         Args:
-            generated: an image set; or the name of a data source ("npz:PATH", "folder:PATH",
-                "tfds:NAME:SPLIT"), or a uint8 array (N, H, W, C), as for `SourceImages`.
+            generated: an image set, or what `SourceImages` takes.
             reference: the same; or statistics, a `FeatureStatistics` or "statistics:PATH", with
                 which only the Frechet distance can be had.
 
         Raises:
-            ValueError: if a set cannot be read, has fewer than two images, or is too small for a
-                metric; or if the statistics are those of another extractor.
+            ValueError: if a set cannot be read or is too small for a metric, or the statistics are
+                those of another extractor.
 
         Warns:
             UserWarning: if a set is so small that the Frechet distance is biased.

@@ -31,7 +31,7 @@ class ImageSet(abc.ABC):
 
     Attributes:
         name: what the set is called in results.
-        batch_size: images that are made at once, however few are asked for.
+        batch_size: images that are made at once, however few are needed.
     """
 
     name: str
@@ -112,7 +112,7 @@ class SourceImages(ImageSet):
         """Returns the labels (N,) of the images, or None."""
         return self._labels
 
-    @functools.cached_property  # a reference is asked at each evaluation, and may be large
+    @functools.cached_property  # a reference is described at each evaluation, and may be large
     def _labels(self) -> np.ndarray | None:
         labels = self.source.labels()
         return None if labels is None else labels[self._places]
@@ -137,10 +137,8 @@ class SourceImages(ImageSet):
 class GeneratedImages(ImageSet):
     """Samples of a model, drawn when they are read; sample i depends on `seed` + i and its label.
 
-    Under `distribution.shared_by` it is `extract` that shares the samples among the processes.
-
-    A model that has taken no training step here, such as one from a weights file alone, is
-    described without iteration and average, which are not known then.
+    Of several processes it is `extract` that shares the samples. A model that has taken no training
+    step here, such as one from a weights file, is described without iteration and average.
 
     Args:
         model: a `DiffusionModel`.

@@ -31,8 +31,7 @@ def kernel_distance(
         and may therefore be negative.
 
     Raises:
-        ValueError: if a set has fewer than two rows, is not finite floating-point numbers (N, D),
-            the widths differ, or a number is out of range.
+        ValueError: if the features are not two such sets, or a number is out of range.
 
     Source: Bińkowski et al., "Demystifying MMD GANs", 2018.
     """

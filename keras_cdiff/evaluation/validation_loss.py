@@ -30,10 +30,9 @@ class ValidationLoss:
     loss = sum_c m_c loss_c / sum_c m_c,
 
     m_c being the density's mass of the cluster: an estimate of the training loss on the union of
-    the clusters, whatever interval a curriculum trains at the moment. The noise of (image i,
-    cluster c, level j) is a function of `seed` alone, the same on every backend, so stages and runs
-    that share the arguments differ by their weights and nothing else. An evaluation asks the
-    network about C L N noisy images, which the processes of `distribution.shared_by` share.
+    the clusters, whatever a curriculum trains at the moment. The noise of (image i, cluster c,
+    level j) is a function of `seed` alone, on every backend, so stages and runs differ by their
+    weights alone. The processes of `distribution.shared_by` share the C L N noisy images.
 
     Args:
         images: float (N, H, W, C) in [-1, 1], at least two, that training does not see.
@@ -105,10 +104,10 @@ class ValidationLoss:
             use_ema: whether the averaged weights answer, if the model keeps an average.
 
         Returns:
-            A dict of numbers and lists: "loss" and its "standard_error", that of a mean over N
-            random images; for each of the C clusters "cluster_loss", "cluster_standard_error" and
-            "cluster_mass"; the grid they are of, "cluster_edges" (C + 1) and "levels" (C x L);
-            "iteration", "num_images", "seed" and "use_ema".
+            A dict: "loss" and its "standard_error", that of a mean over N random images; for each
+            of the C clusters "cluster_loss", "cluster_standard_error" and "cluster_mass"; the grid,
+            "cluster_edges" (C + 1) and "levels" (C x L); "iteration", "num_images", "seed" and
+            "use_ema".
 
         Raises:
             ValueError: if images, labels or clusters do not fit the model.

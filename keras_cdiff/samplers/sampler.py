@@ -115,11 +115,7 @@ class Sampler(abc.ABC):
         """
 
     def check(self, learned_variance: bool) -> None:  # noqa: B027 (most need nothing)
-        """Raises a ValueError if the sampler needs what a model does not predict.
-
-        Args:
-            learned_variance: whether the model predicts a variance.
-        """
+        """Raises a ValueError if the sampler needs a variance that the model does not predict."""
 
     def levels(self, schedule: Schedule) -> np.ndarray:
         """Returns the noise levels visited, float64 (n,), descending."""
@@ -132,7 +128,7 @@ class Sampler(abc.ABC):
     def table(self, schedule: Schedule) -> dict[str, np.ndarray]:
         """Returns the coefficients of all steps: columns of float64 (n,), row i for step i.
 
-        "level" is where the network is asked, "next_level" where the step ends. The last step ends
+        "level" is where the network is called, "next_level" where the step ends. The last step ends
         at the clean image (alpha = 1, sigma = 0), which is no level of the network, and repeats its
         own level.
         """
@@ -155,7 +151,7 @@ class Sampler(abc.ABC):
         """Yields the images and the estimate of the clean images after every step.
 
         Args:
-            denoise: the network, (x, level) -> {"clean", "variance"} with a scalar level.
+            denoise: as for `step`.
             x: images at the first level, (B, H, W, C): `initial_scale` times unit normal noise.
             schedule: the schedule of the model.
             draw_noise: called once a step for unit normal noise like `x`, if `needs_noise`.
@@ -206,7 +202,7 @@ def noise_levels(
     spacing: str | Sequence[float] = "linspace",
     rho: float = 7.0,
 ) -> np.ndarray:
-    """Returns the noise levels at which a sampler asks the network, from the noisiest down.
+    """Returns the noise levels at which a sampler calls the network, from the noisiest down.
 
     Discrete schedules are respaced (`respaced_timesteps`). Levels of continuous ones run from the
     schedule's highest, i = 0, to its lowest, i = n - 1:
@@ -332,13 +328,13 @@ def respaced_timesteps(
     starts = np.cumsum([0, *sizes[:-1]])
     return np.concatenate(
         [
-            start + _spread(size, count)
+            start + _evenly_spaced(size, count)
             for start, size, count in zip(starts, sizes, counts, strict=True)
         ]
     )
 
 
-def _spread(size: int, count: int) -> np.ndarray:
+def _evenly_spaced(size: int, count: int) -> np.ndarray:
     """Returns `count` integers spread evenly over 0..size-1."""
     if count == 1:
         return np.array([0])

@@ -36,10 +36,9 @@ class FoldedConvolutions:
         strides: int = 1,
         padding: str = "same",
     ) -> Tensor:
-        """Returns x convolved, without activation.
+        """Returns x (B, H, W, C) convolved, without activation.
 
         Args:
-            x: (B, H, W, C).
             convolution: the name of the convolution, which has no bias, in the state dict.
             normalization: that of the batch normalisation that follows it.
             filters: channels of the output; None makes the convolution depthwise.
