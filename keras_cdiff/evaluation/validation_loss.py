@@ -146,7 +146,7 @@ class ValidationLoss:
         if self.labels is not None:
             check_labels(self.labels, model.num_classes)
         if self.context is not None:
-            check_contexts(self.context, model.context_width)
+            check_contexts(self.context, model.network_inputs.context_width)
         clusters = Clusters(model.cluster_loss.edges) if self.clusters is None else self.clusters
         return _within(clusters.edges, model.objective, model.schedule.coordinate)
 

@@ -219,13 +219,13 @@ def _check_guidance(
             f"Guidance can be of at most the model's {channels} channels: give fewer, or None for "
             f"all. Received: channels={guidance.channels}, for a model of {channels} channels"
         )
-    if label and model.num_classes > 0 and model.null_label is None:
+    if label and model.num_classes > 0 and model.network_inputs.null_label is None:
         raise ValueError(
             "Guidance by label needs the null label, which this network never saw in training: "
             "train with label_dropout > 0, or leave guidance at 1. "
             f"Received: guidance={guidance.scale}, label_dropout=0"
         )
-    if context and not model.learns_null_context:
+    if context and not model.network_inputs.learns_null_context:
         raise ValueError(
             "Guidance by context needs the null context, which this network never saw in training: "
             "train with context_dropout > 0, or leave guidance at 1. "
@@ -323,13 +323,13 @@ def _condition(
                 f"`context` must have shape (L, D) or ({num_samples}, L, D). "
                 f"Received: context with shape {context.shape}"
             )
-        check_contexts(context.reshape(-1, *context.shape[-2:]), model.context_width)
+        check_contexts(context.reshape(-1, *context.shape[-2:]), model.network_inputs.context_width)
         condition["context"] = np.broadcast_to(context, (num_samples, *context.shape[-2:]))
     return condition
 
 
 def _labels(model: keras.Model, num_samples: int, label: int | Sequence[int] | None) -> np.ndarray:
-    num_classes, null = model.num_classes, model.null_label
+    num_classes, null = model.num_classes, model.network_inputs.null_label
     if num_classes == 0:
         raise ValueError(
             "This model has no classes: leave `label` at None, or build the backbone with "
