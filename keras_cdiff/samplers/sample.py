@@ -1,14 +1,13 @@
 """sample(): images from a model, under classifier-free guidance."""
 
 import math
-import weakref
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.common.batch_function import BatchFunction, fill, kept
+from keras_cdiff.common.batch_function import BatchFunction, fill, model_function
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.model.checks import check_contexts
 from keras_cdiff.samplers.ddim import DDIM
@@ -256,29 +255,15 @@ def _denoise(model: keras.Model, use_ema: bool, condition: dict, guidance: Guida
 
 
 def estimator(model: keras.Model, use_ema: bool, guidance: Guidance) -> BatchFunction:
-    """Returns `model.estimate` as a compiled function of x, level, label and context, and of the
-    guidance's scale unless that is 1; the same one for the same arguments.
+    """Returns `model.estimate` as a compiled function of x, level, label, context and the
+    guidance's scale; the same one for the same arguments.
     """
-    compiled = {"jit_compile": model.jit_compile, "run_eagerly": model.run_eagerly}
-    options = (use_ema, guidance.active, guidance.channels)
-    owner = weakref.ref(model)
+    return model_function(model, _estimate, use_ema, guidance.channels)
 
-    def estimate(inputs: dict) -> dict:
-        found = owner().estimate(
-            inputs["x"],
-            inputs["level"],
-            label=inputs.get("label"),
-            context=inputs.get("context"),
-            guidance=inputs.get("guidance", 1.0),
-            guidance_channels=guidance.channels,
-            use_ema=use_ema,
-        )
-        return {name: value for name, value in found.items() if value is not None}
 
-    def make() -> BatchFunction:
-        return BatchFunction(estimate, model.network(use_ema), **compiled)
-
-    return kept(model, ("estimate", *options, *compiled.values()), make)
+def _estimate(model: keras.Model, inputs: dict, use_ema: bool, channels: int | None) -> dict:
+    found = model.estimate(**inputs, guidance_channels=channels, use_ema=use_ema)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _noise(seeds: Sequence[int], size: int, shape: tuple) -> Callable[[], np.ndarray]:
