@@ -71,13 +71,8 @@ def export_sampler(
     asked = guidance
     if model.network_inputs.can_be_guided:
         asked = Guidance(2.0, guidance.channels, guidance.interval)
-    check_options(
-        model,
-        sampler,
-        asked,
-        label=model.num_classes > 0,
-        context=bool(model.network_inputs.context_width),
-    )
+    context = bool(model.network_inputs.context_width)
+    check_options(model, sampler, asked, label=model.num_classes > 0, context=context)
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
     averages = model.averages() if use_ema else []

@@ -96,9 +96,8 @@ def check_names(batch: dict) -> None:
 def check_batch(batch: dict, inputs: NetworkInputs) -> None:
     """Raises a ValueError unless names, static shapes and dtypes are those that the model takes."""
     check_names(batch)
-    dtypes = {
-        k: keras.backend.standardize_dtype(v.dtype) for k, v in batch.items() if v is not None
-    }
+    present = {name: value for name, value in batch.items() if value is not None}
+    dtypes = {k: keras.backend.standardize_dtype(v.dtype) for k, v in present.items()}
     _check_static(tuple(batch["image"].shape), dtypes["image"], inputs.image_shape)
     if "label" in dtypes:
         _check_label_dtype(dtypes["label"], inputs.num_classes)
