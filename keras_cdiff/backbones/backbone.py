@@ -126,12 +126,25 @@ def check_backbone(backbone: object, augmented: bool = False) -> None:
         value = getattr(backbone, name, None)
         if not is_integer(value) or value < least:
             missing.append(f"its `{name}` must be an integer of at least {least}")
-    parameters = inspect.signature(getattr(backbone, "call", lambda: None)).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        wanted = ["label", "context", "training", *(["augment"] if augmented else [])]
-        absent = [name for name in wanted if name not in parameters]
-        if absent:
-            missing.append(f"its `call` must take {', '.join(absent)}")
+    signature = inspect.signature(getattr(backbone, "call", lambda: None))
+    named = ["label", "context", "training", *(["augment"] if augmented else [])]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    absent = [] if takes_any else [name for name in named if name not in signature.parameters]
+    if absent:
+        missing.append(f"its `call` must take {', '.join(absent)}")
+    try:
+        known = {name: None for name in named if name not in absent}
+        signature.bind("x", "level", **known)
+    except TypeError as error:
+        missing.append(f"its `call` must take x and level first, and need nothing else ({error})")
+    if isinstance(backbone, keras.Model):
+        kind = type(backbone)
+        try:
+            config = backbone.get_config()
+            if kind.from_config.__func__ is keras.Model.from_config.__func__:
+                inspect.signature(kind).bind(**config)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            missing.append(f"its `get_config` must return the arguments that make it ({error})")
     if not getattr(backbone, "built", False):
         missing.append("it must be built when it is made, as by self.built = True in its __init__")
     if missing:

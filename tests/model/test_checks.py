@@ -74,17 +74,25 @@ def test_networks_put_out_as_many_channels_as_the_parameterization_takes():
 class Own(keras.Model):
     image_size, channels, num_classes = 8, 0, 3
 
-    def call(self, x, level, label=None):
+    def __init__(self, width):
+        super().__init__()
+
+    def call(self, x, label=None):
         return x
+
+    def get_config(self):
+        return {"name": self.name}
 
 
 def test_all_that_a_network_lacks_is_named_at_once():
     with pytest.raises(ValueError, match="Backbone describes it") as refusal:
-        check_backbone(Own(), augmented=True)
+        check_backbone(Own(3), augmented=True)
     for lacking in (
         "its `channels` must be an integer of at least 1",
         "its `out_channels` must be an integer of at least 1",
         "its `call` must take context, training, augment",
+        "its `call` must take x and level first",
+        "its `get_config` must return the arguments that make it",
         "it must be built when it is made",
         "Received: backbone=<Own",
     ):
