@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: images to the moments of latents, and latents to images."""
+"""Autoencoders by name: images to the moments of latents, and latents to images."""
 
 import os
 from functools import partial
@@ -7,9 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.autoencoders.kl_folder import write_kl_folder
+from keras_cdiff.autoencoders.kl import read_kl_folder, write_kl_folder
+from keras_cdiff.autoencoders.stable_diffusion import SCALE, stable_diffusion_networks
 from keras_cdiff.common.arrays import fingerprint, network_weights
 from keras_cdiff.common.batch_function import PREFERS_JIT, BatchFunction
+from keras_cdiff.common.checks import parse_name
 
 Tensor = keras.KerasTensor
 
@@ -152,6 +154,53 @@ class Autoencoder:
 
     def __repr__(self) -> str:
         return f"Autoencoder({self.name!r}, fingerprint={self.fingerprint()[:16]!r})"
+
+
+FORMS = (
+    "stable_diffusion",
+    "stable_diffusion:FOLDER",
+    "stable_diffusion:random",
+    "kl:FOLDER",
+)
+
+
+def open_autoencoder(name: str, fingerprint: str | None = None) -> Autoencoder:
+    """Opens an autoencoder by its name.
+
+    The weights of Stable Diffusion 1 are under the CreativeML Open RAIL-M licence, which restricts
+    what they may be used for; the layers are keras-cv's, under Apache 2.0.
+
+    Args:
+        name: "stable_diffusion" of factor 8 and 4 channels, with about 340 MB of weights that are
+            downloaded once, as `keras_cdiff.weights.fetch` does; "stable_diffusion:FOLDER", with
+            vae_encoder.h5 and kcv_decoder.h5 in a folder; "stable_diffusion:random", with drawn
+            weights, to try things out; or "kl:FOLDER", one that `Autoencoder.save` wrote.
+        fingerprint: of the autoencoder that latents or a model were made with; None for any.
+
+    Raises:
+        ValueError: if the name is unknown; if weights are missing, damaged or another network's; or
+            if the autoencoder is not that of the fingerprint.
+        ModuleNotFoundError: if it needs keras-cv, and that is not installed.
+    """
+    kind, place = parse_name("An autoencoder", FORMS, "name", name)
+    if kind == "kl":
+        encoder, decoder, record = read_kl_folder(place)
+    else:
+        encoder, decoder = stable_diffusion_networks(place)
+        record = {"scale": SCALE}
+    autoencoder = Autoencoder(encoder, decoder, record["scale"], name)
+    if kind == "kl" and autoencoder.fingerprint() != record["fingerprint"]:
+        raise ValueError(
+            "The autoencoder is damaged: its weights are not those that were saved; fit or copy it "
+            f"again. Received: folder={place!r}"
+        )
+    if fingerprint is not None and autoencoder.fingerprint() != fingerprint:
+        raise ValueError(
+            "Latents and model must come from the same autoencoder: open the one that they were "
+            f"made with, whose fingerprint begins with {str(fingerprint)[:16]}. Received: "
+            f"name={name!r}, whose fingerprint begins with {autoencoder.fingerprint()[:16]}"
+        )
+    return autoencoder
 
 
 def _scaled_moments(encoder: keras.Model, scale: float, images: Tensor) -> Tensor:
