@@ -10,18 +10,14 @@ keeps whole matrices of distances, 10 GB each for 50,000 images.
     python benchmarks/metrics.py                        # or --num_images=2000 --width=256
 """
 
-import argparse
-import json
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import timing
 
 METRICS = {
     "frechet": "Fréchet distance",
@@ -60,25 +56,20 @@ def write_inputs(folder, num_images, width):
                 logits[rows] = 4 * features[rows] @ to_logits
 
 
-def prepare_keras_cdiff(metric, load):
+def our_metrics():
     from keras_cdiff import evaluation
 
-    if metric == "inception_score":
-        logits = load("logits", mmap_mode="r")
-        return lambda: evaluation.inception_score(logits)[0]
-    real, generated = load("real", mmap_mode="r"), load("generated", mmap_mode="r")
     return {
-        "frechet": lambda: evaluation.frechet_distance(real, generated),
-        "kernel": lambda: evaluation.kernel_distance(real, generated)[0],
-        "precision_recall": lambda: evaluation.precision_recall(real, generated)[0],
-    }[metric]
+        "frechet": evaluation.frechet_distance,
+        "kernel": lambda *sets: evaluation.kernel_distance(*sets)[0],
+        "precision_recall": lambda *sets: evaluation.precision_recall(*sets)[0],
+        "inception_score": lambda logits: evaluation.inception_score(logits)[0],
+    }
 
 
 def import_torchvision():
-    """Imports what the peers import, also where its operations are for another build of PyTorch.
-
-    Returns:
-        what must live as long as torchvision, or None.
+    """Imports what the peers import, also where its operations are for another build of PyTorch;
+    returns what must live as long as torchvision, if anything.
     """
     import torch
 
@@ -92,146 +83,104 @@ def import_torchvision():
         return library
 
 
-def prepare_torch_fidelity(metric, load):
+def torch_fidelity_metrics():
     import torch
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
-    names = ("logits",) if metric == "inception_score" else ("generated", "real")
+    quiet, subsets = {"verbose": False}, {"kid_subsets": 100, "kid_subset_size": 1000}
+    low_memory = {"prc_neighborhood": 3, "save_cpu_ram": True}
 
     def frechet(generated, real):
         moments = [metric_fid.fid_features_to_statistics(set_) for set_ in (generated, real)]
-        return metric_fid.fid_statistics_to_metric(*moments, verbose=False)
+        return metric_fid.fid_statistics_to_metric(*moments, **quiet)
 
-    def kernel(generated, real):
-        return metric_kid.kid_features_to_metric(
-            generated, real, kid_subsets=100, kid_subset_size=1000, verbose=False
-        )
+    def on_tensors(function):
+        return lambda *sets: next(iter(function(*map(torch.from_numpy, sets[::-1])).values()))
 
-    def precision_recall(generated, real):
-        return metric_prc.prc_features_to_metric(
-            generated, real, prc_neighborhood=3, save_cpu_ram=True, verbose=False
-        )
-
-    def inception_score(logits):
-        return metric_isc.isc_features_to_metric(logits, splits=10, shuffle=False)
-
-    run = {f.__name__: f for f in (frechet, kernel, precision_recall, inception_score)}[metric]
-    sets = []
-
-    def measured():
-        return next(iter(run(*sets).values()))
-
-    return measured, lambda: sets.extend(torch.from_numpy(load(name)) for name in names)
+    functions = {
+        "frechet": frechet,
+        "kernel": lambda *sets: metric_kid.kid_features_to_metric(*sets, **subsets, **quiet),
+        "precision_recall": lambda *sets: metric_prc.prc_features_to_metric(
+            *sets, **low_memory, **quiet
+        ),
+        "inception_score": lambda logits: metric_isc.isc_features_to_metric(
+            logits, splits=10, shuffle=False
+        ),
+    }
+    return {metric: on_tensors(function) for metric, function in functions.items()}
 
 
-def prepare_clean_fid(metric, load):
+def clean_fid_metrics():
     from cleanfid import fid
 
-    sets = []
-
-    def frechet():
+    def frechet(*sets):
         moments = [(s.mean(axis=0), np.cov(s, rowvar=False)) for s in sets]
         return fid.frechet_distance(*moments[0], *moments[1])
 
-    measured = {"frechet": frechet, "kernel": lambda: fid.kernel_distance(*sets)}[metric]
-    return measured, lambda: sets.extend(load(name) for name in ("real", "generated"))
-
-
-PREPARE = {
-    "keras_cdiff": prepare_keras_cdiff,
-    "torch-fidelity": prepare_torch_fidelity,
-    "clean-fid": prepare_clean_fid,
-}
-
-
-def peak_bytes():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"frechet": frechet, "kernel": fid.kernel_distance}
 
 
 def work(contender, metric, folder):
-    """Prints value, seconds and bytes of one measurement as JSON."""
-
-    def load(name, mmap_mode=None):
-        return np.load(Path(folder) / f"{name}.npy", mmap_mode=mmap_mode)
-
-    library = None if contender == "keras_cdiff" else import_torchvision()
-    prepared = PREPARE[contender](metric, load)
-    measured, read = prepared if isinstance(prepared, tuple) else (prepared, lambda: None)
+    """Returns value, seconds and bytes of one measurement."""
+    ours = contender == "keras_cdiff"
+    library = None if ours else import_torchvision()
+    peers = {"torch-fidelity": torch_fidelity_metrics, "clean-fid": clean_fid_metrics}
+    function = (our_metrics if ours else peers[contender])()[metric]
+    names = ("logits",) if metric == "inception_score" else ("real", "generated")
     # BLAS allots its buffers at the first product.
     np.ones((300, 300)) @ np.ones((300, 300))
-    before = peak_bytes()
-    read()
+    before = timing.peak_bytes()
+    sets = [np.load(f"{folder}/{name}.npy", mmap_mode="r" if ours else None) for name in names]
     began = time.perf_counter()
-    value = float(measured())
+    value = float(function(*sets))
     seconds = time.perf_counter() - began
     del library
-    print(json.dumps({"value": value, "seconds": seconds, "bytes": peak_bytes() - before}))
-
-
-def measure(contender, metric, folder):
-    """Returns what `work` prints, from a process of its own."""
-    options = [f"--worker={contender}", f"--metrics={metric}", f"--folder={folder}"]
-    answer = subprocess.run(
-        [sys.executable, __file__, *options],
-        env={"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
-        capture_output=True,
-        text=True,
-    )
-    if answer.returncode:
-        advice = "" if contender == "keras_cdiff" else f": try pip install {contender} torchvision"
-        raise SystemExit(f"{answer.stderr[-2000:]}\n{contender} failed{advice}")
-    return json.loads(answer.stdout.splitlines()[-1])
+    return {"value": value, "seconds": seconds, "bytes": timing.peak_bytes() - before}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--num_images", type=int, default=50_000)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--metrics", default=",".join(METRICS))
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--folder", help="for the features, 1 GB; a temporary one by default")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = timing.read_flags(
+        __doc__,
+        num_images=50_000,
+        width=2048,
+        rounds=1,
+        metrics=list(METRICS),
+        contenders=list(CONTENDERS),
+        folder=(None, "for the features, 1 GB; a temporary one by default"),
+    )
     if options.worker:
-        work(options.worker, options.metrics, options.folder)
+        timing.tell(work(options.worker, options.metrics[0], options.folder))
         return
-    contenders, metrics = options.contenders.split(","), options.metrics.split(",")
-    for name, given, known in (
-        ("contenders", contenders, CONTENDERS),
-        ("metrics", metrics, METRICS),
-    ):
-        if unknown := sorted(set(given) - set(known)):
-            parser.error(f"--{name} must be among {', '.join(known)}. Received: {unknown}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         write_inputs(folder, options.num_images, options.width)
         print(f"{options.num_images:,d} x {options.width:,d} features, {os.cpu_count()} cores\n")
-        print("| metric | by | value | seconds | MB | times our seconds | times our MB |")
-        print("|---|---|---:|---:|---:|---:|---:|")
-        for metric in metrics:
-            report(metric, [c for c in contenders if metric in CONTENDERS[c]], folder, options)
+        timing.print_table(
+            ("metric", "by", "value", "seconds", "MB", "times our seconds", "times our MB"),
+            (row for metric in options.metrics for row in compare(metric, folder, options)),
+        )
 
 
-def report(metric, contenders, folder, options):
-    """Prints the rows of one metric. The contenders take turns; ratios are taken round by round."""
-    rounds = [{c: measure(c, metric, folder) for c in contenders} for _ in range(options.rounds)]
+def compare(metric, folder, options):
+    """Yields the rows of one metric. The contenders take turns; ratios are taken round by round."""
+    contenders = [name for name in options.contenders if metric in CONTENDERS[name]]
+    flags, backend = (f"--metrics={metric}", f"--folder={folder}"), {"KERAS_BACKEND": "jax"}
+    backend |= {name: os.environ[name] for name in backend if name in os.environ}
+    rounds = [
+        {name: timing.measure(name, *flags, **backend) for name in contenders}
+        for _ in range(options.rounds)
+    ]
     for contender in contenders:
         results = [results[contender] for results in rounds]
         cells = [METRICS[metric], contender, f"{results[0]['value']:.6g}"]
         cells.append(f"{statistics.median(r['seconds'] for r in results):.2f}")
         cells.append(f"{statistics.median(r['bytes'] for r in results) / 1e6:,.0f}")
         for name in ("seconds", "bytes"):
-            if "keras_cdiff" in contenders:
-                ours = [results["keras_cdiff"][name] for results in rounds]
-                known = min(ours) > (1e6 if name == "bytes" else 0)  # else within that of imports
-                ratios = [r[name] / our for r, our in zip(results, ours, strict=True) if known]
-                cells.append(f"{statistics.median(ratios):.2f}" if known else "")
-            else:
-                cells.append("")
-        print(f"| {' | '.join(cells)} |", flush=True)
+            ours = [results["keras_cdiff"][name] for results in rounds if "keras_cdiff" in results]
+            known = min(ours, default=0) > (1e6 if name == "bytes" else 0)  # else that of imports
+            cells.append(timing.ratio([r[name] for r in results], ours) if known else "")
+        yield cells
 
 
 if __name__ == "__main__":

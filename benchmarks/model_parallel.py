@@ -9,27 +9,15 @@ process.
     python benchmarks/model_parallel.py               # or --size=L --model_devices=2,4,8
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import time
-
 import numpy as np
+import timing
 
 NUM_CLASSES = 1000
 
 
 def make_model(network):
     """Returns a compiled model whose optimizer has its slots."""
-    import keras
-
-    from keras_cdiff import DiffusionModel, objectives, parameterizations, schedules
-
-    parts = schedules.LinearBeta(), parameterizations.Epsilon(), objectives.UniformTimesteps()
-    model = DiffusionModel(network, *parts)
-    model.compile(keras.optimizers.AdamW(1e-4, weight_decay=0.0))
+    model = timing.ddpm_model(network)
     model.optimizer.build(model.trainable_variables)
     return model
 
@@ -82,14 +70,10 @@ def account(options, distribution):
             model.metrics_variables,
         )
     )
-    shapes = {
-        "image": (options.batch_size, options.image_size, options.image_size, options.channels),
-        "label": (options.batch_size,),
-    }
-    dtypes = {"image": "float32", "label": "int32"}
+    shape = (options.image_size, options.image_size, options.channels)
     batch = {
-        name: described(shape, dtypes[name], distribution.get_data_layout(shape))
-        for name, shape in shapes.items()
+        name: described(v.shape, v.dtype, distribution.get_data_layout(v.shape))
+        for name, v in timing.random_batch(options.batch_size, shape, NUM_CLASSES).items()
     }
     # As Keras' fit compiles it.
     shardings = jax.tree.map(lambda description: description.sharding, state)
@@ -107,64 +91,49 @@ def train_small(options):
     keras.utils.set_random_seed(0)
     network = backbones.DiT(8, width=64, depth=1, num_heads=4, num_classes=NUM_CLASSES)
     model = make_model(network)
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.uniform(-1, 1, (options.batch_size, 8, 8, 3)).astype("float32"),
-        "label": rng.integers(0, NUM_CLASSES, options.batch_size).astype("int32"),
-    }
+    batch = timing.random_batch(options.batch_size, (8, 8, 3), NUM_CLASSES)
     steps = (model.train_on_batch(batch, return_dict=True) for _ in range(options.steps))
     return [float(logs["batch_loss"]) for logs in steps]
 
 
 def work(options):
-    """Prints the measurements of one distribution as JSON."""
-    distribution = make_distribution(options, options.worker)
+    """Returns the measurements of one distribution."""
+    distribution = make_distribution(options, int(options.worker))
+    results = []
     with distribution.scope():
-        began = time.perf_counter()
-        parameters, memory = account(options, distribution)
-        seconds = time.perf_counter() - began
+        seconds = timing.seconds_of(lambda: results.extend(account(options, distribution)))
         losses = train_small(options)
+    parameters, memory = results
     # What a step returns takes the place of the state that went in.
     rest = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     answer = {"parameters": parameters, "state": memory.argument_size_in_bytes, "rest": rest}
-    print(json.dumps({**answer, "seconds": seconds, "losses": losses}))
+    return {**answer, "seconds": seconds, "losses": losses}
 
 
 def measure(options, model_devices):
-    """Returns what `work` prints, from a process of its own."""
     # Without LLVM's optimisation, which takes minutes and changes no array of the step.
     flags = f"--xla_force_host_platform_device_count={options.devices}"
     flags += " --xla_backend_optimization_level=0"
-    answer = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], f"--worker={model_devices}"],
-        env={**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-    )
-    if answer.returncode:
-        raise SystemExit(f"{answer.stderr[-2000:]}\nmodel_devices={model_devices} failed")
-    return json.loads(answer.stdout.splitlines()[-1])
+    return timing.measure(str(model_devices), KERAS_BACKEND="jax", XLA_FLAGS=flags)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=("S", "B", "L", "XL"), default="XL")
-    parser.add_argument("--image_size", type=int, default=32)
-    parser.add_argument("--channels", type=int, default=4)
-    parser.add_argument("--batch_size", type=int, default=16, help="of all devices together")
-    parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--model_devices", default="4", help="that share a model, of --devices")
-    parser.add_argument("--rematerialize", action="store_true")
-    parser.add_argument("--steps", type=int, default=3, help="of the small DiT")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = timing.read_flags(
+        __doc__,
+        size=("XL", "of the published DiTs", ("S", "B", "L", "XL")),
+        image_size=32,
+        channels=4,
+        batch_size=(16, "of all devices together"),
+        devices=8,
+        model_devices=([4], "that share a model, of --devices"),
+        rematerialize=False,
+        steps=(3, "of the small DiT"),
+    )
     if options.worker:
-        work(options)
+        timing.tell(work(options))
         return
-    divisors = {str(n) for n in range(2, options.devices + 1) if options.devices % n == 0}
-    counts = options.model_devices.split(",")
-    if not divisors.issuperset(counts):
-        parser.error(
+    if any(count < 2 or options.devices % count for count in options.model_devices):
+        options.error(
             "--model_devices must be divisors of --devices above 1. "
             f"Received: model_devices={options.model_devices}, devices={options.devices}"
         )
@@ -175,20 +144,19 @@ def main():
         f"{options.batch_size}, float32, with{'' if options.rematerialize else 'out'} "
         f"rematerialization; MB on each of {options.devices} devices\n"
     )
-    print("| distribution | state | rest | together | times | s to compile | losses, small DiT |")
-    print("|---|---:|---:|---:|---:|---:|---|")
-    worst = 0.0
-    for count in (1, *map(int, counts)):
-        result = plain if count == 1 else measure(options, count)
+    results = {1: plain} | {n: measure(options, n) for n in options.model_devices}
+    rows, worst = [], 0.0
+    for count, result in results.items():
         name = f"ModelParallel, {options.devices // count} x {count}"
         total, base = (r["state"] + r["rest"] for r in (result, plain))
         cells = [f"DataParallel, {options.devices}" if count == 1 else name]
         cells += [f"{n / 1e6:,.0f}" for n in (result["state"], result["rest"], total)]
         cells += [f"{total / base:.2f}", f"{result['seconds']:.0f}"]
-        cells.append(", ".join(f"{loss:.6f}" for loss in result["losses"]))
-        print(f"| {' | '.join(cells)} |", flush=True)
+        rows.append([*cells, ", ".join(f"{loss:.6f}" for loss in result["losses"])])
         pairs = zip(result["losses"], plain["losses"], strict=True)
         worst = max(worst, *(abs(a / b - 1) for a, b in pairs))
+    head = "distribution", "state", "rest", "together", "times", "s to compile", "losses, small DiT"
+    timing.print_table(head, rows)
     print(f"\nlargest relative difference of a loss from DataParallel's: {worst:.1e}")
 
 

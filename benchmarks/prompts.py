@@ -13,7 +13,7 @@ samples are drawn and put into the class whose mean feature is nearest, the mean
 training images at the model's size. The class of the prompt's own image is right. In `shuffled`
 the captions are permuted among the training images, so that a model which learns from them can
 only guess; images of the held-out emoji themselves tell how good the measure can be. Standard
-errors are those of a mean over prompts, whose samples belong together.
+errors are those of a mean over prompts, since samples of one prompt are correlated.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def score(options: argparse.Namespace) -> None:
     print(f"{len(labels)} prompts, features of {extractor.name}, images of {size} x {size}")
     print(f"always the largest class: {np.mean(labels == most):.3f}")
     real = nearest(features_of(SourceImages(held_out, size), extractor), means) == labels
-    print(f"held-out images themselves: {told(real[:, None])}")
+    print(f"held-out images themselves: {share_in_words(real[:, None])}")
     prompts = [caption for (caption,) in held_out.captions()]
     for workdir in options.workdirs:
         model, config = training.load_run(workdir, options.text_encoder)
@@ -84,7 +84,7 @@ def score(options: argparse.Namespace) -> None:
         )
         found = nearest(features_of(SourceImages(images), extractor), means)
         right = (found.reshape(options.samples, len(prompts)) == labels).T
-        print(f"{workdir}: {told(right)}")
+        print(f"{workdir}: {share_in_words(right)}")
 
 
 def features_of(images: SourceImages, extractor: object) -> np.ndarray:
@@ -97,7 +97,7 @@ def nearest(features: np.ndarray, means: np.ndarray) -> np.ndarray:
     return distances.argmin(axis=1)
 
 
-def told(right: np.ndarray) -> str:
+def share_in_words(right: np.ndarray) -> str:
     """The share of right ones among (prompts, samples), with the error of a mean over prompts."""
     shares = right.mean(axis=1)
     error = shares.std(ddof=1) / np.sqrt(len(shares))

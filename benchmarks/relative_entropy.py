@@ -7,21 +7,14 @@ float32 and are read in blocks. Prints the time of 40 levels at 256 draws along 
 memory that it took beyond what the process had before, and every number.
 """
 
-import argparse
-import resource
 import tempfile
-import time
 from pathlib import Path
 
 import keras
 import numpy as np
+import timing
 
 from keras_cdiff import schedules, study
-
-
-def peak_memory():
-    """In MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def write_floats(path, data, num_images):
@@ -34,13 +27,14 @@ def write_floats(path, data, num_images):
     floats.flush()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="the .npz file")
-    parser.add_argument("--num_images", type=int, default=50_000)
-    parser.add_argument("--num_levels", type=int, default=40)
-    parser.add_argument("--num_draws", type=int, default=256)
-    options = parser.parse_args()
+def main():
+    options = timing.read_flags(
+        __doc__,
+        data=("cifar10.npz", "the .npz file"),
+        num_images=50_000,
+        num_levels=40,
+        num_draws=256,
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         write_floats(path, options.data, options.num_images)
@@ -51,14 +45,18 @@ def main() -> None:
                 levels = np.unique(np.geomspace(1, 999, 2 * options.num_levels).astype(int))
                 places = np.linspace(0, len(levels) - 1, options.num_levels).round().astype(int)
                 levels = levels[places]
-            began = time.perf_counter()
-            estimate, error = study.relative_entropy(images, schedule, levels, options.num_draws)
+            results = []
+            seconds = timing.seconds_of(
+                lambda along=schedule, at=levels, found=results: found.extend(
+                    study.relative_entropy(images, along, at, options.num_draws)
+                )
+            )
             print(
                 f"{keras.backend.backend()}, {type(schedule).__name__}: {len(images):,} images, "
-                f"{len(levels)} levels, {options.num_draws} draws: "
-                f"{time.perf_counter() - began:.1f} s; peak memory {peak_memory():.0f} MiB"
+                f"{len(levels)} levels, {options.num_draws} draws: {seconds:.1f} s; "
+                f"peak memory {timing.peak_bytes() / 2**20:.0f} MiB"
             )
-            for level, nats, standard_error in zip(levels, estimate, error, strict=True):
+            for level, nats, standard_error in zip(levels, *results, strict=True):
                 print(f"  {level:10.4g}  {nats:.6g} +- {standard_error:.1g} nats")
 
 

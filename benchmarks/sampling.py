@@ -8,16 +8,12 @@ ratios are taken round by round.
     python benchmarks/sampling.py          # or --rounds=3 --num_steps=10 --guidance=2
 """
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
+import timing
 
 IMAGE_SIZE, NUM_CLASSES = 16, 8
 WIDTH, PATCH_SIZE, DEPTH, HEADS = 128, 2, 6, 4
@@ -33,22 +29,10 @@ CONTENDERS = {
 
 
 def keras_model():
-    from keras_cdiff import DiffusionModel, backbones, objectives, parameterizations, schedules
+    from keras_cdiff import backbones
 
-    network = backbones.DiT(
-        IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        width=WIDTH,
-        depth=DEPTH,
-        num_heads=HEADS,
-        num_classes=NUM_CLASSES,
-    )
-    return DiffusionModel(
-        network,
-        schedules.LinearBeta(),
-        parameterizations.Epsilon(),
-        objectives.UniformTimesteps(),
-    )
+    options = {"width": WIDTH, "depth": DEPTH, "num_heads": HEADS, "num_classes": NUM_CLASSES}
+    return timing.ddpm_model(backbones.DiT(IMAGE_SIZE, patch_size=PATCH_SIZE, **options))
 
 
 def in_process(options):
@@ -56,18 +40,10 @@ def in_process(options):
     from keras_cdiff import sample, samplers
 
     model, sampler = keras_model(), samplers.DDIM(options.num_steps)
-    model.compile()
 
     def draw(batch):
         labels = np.arange(batch) % NUM_CLASSES
-        sample(
-            model,
-            batch,
-            sampler,
-            label=labels,
-            guidance=options.guidance,
-            progress=False,
-        )
+        sample(model, batch, sampler, label=labels, guidance=options.guidance, progress=False)
 
     return draw
 
@@ -133,7 +109,7 @@ def diffusers_pipeline(options):
 
 
 def work(contender, options):
-    """Answers each line of standard input, a batch size, with the seconds that one took."""
+    """Answers a batch size with the seconds that a batch took."""
     if contender == "diffusers":
         # Not needed, and PyPI's does not load beside a CPU build of torch.
         sys.modules["torchvision"] = None
@@ -144,77 +120,43 @@ def work(contender, options):
         draw = in_process(options)
     for batch in BATCHES:
         draw(batch)  # compiles
-    print("ready", flush=True)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        draw(int(line))
-        print(json.dumps(time.perf_counter() - began), flush=True)
-
-
-def start(contender):
-    backend = contender if contender in ("jax", "torch") else "tensorflow"
-    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
-    process = subprocess.Popen(
-        [sys.executable, __file__, *sys.argv[1:], f"--worker={contender}"],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": backend},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-    )
-
-    def answer():
-        line = process.stdout.readline()
-        if not line:
-            errors.seek(0)
-            raise SystemExit(f"{contender} has ended:\n{errors.read()[-2000:]}")
-        return line.strip()
-
-    process.answer = answer
-    if (line := answer()) != "ready":
-        raise SystemExit(f"{contender} said {line!r}")
-    return process
+    timing.tell("ready")
+    timing.serve(lambda batch: timing.seconds_of(draw, batch))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--num_steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = timing.read_flags(
+        __doc__, rounds=5, num_steps=20, guidance=1.0, contenders=list(CONTENDERS)
+    )
     if options.worker:
         work(options.worker, options)
         return
-    names = options.contenders.split(",")
-    if unknown := sorted(set(names) - set(CONTENDERS)):
-        parser.error(f"--contenders must be among {', '.join(CONTENDERS)}. Received: {unknown}")
-    processes = {name: start(name) for name in names}
+    names = options.contenders
+    workers = {
+        name: timing.Worker(name, KERAS_BACKEND=name if name in ("jax", "torch") else "tensorflow")
+        for name in names
+    }
+    for worker in workers.values():
+        worker.answer()
     seconds = {(name, batch): [] for name in names for batch in BATCHES}
     for _ in range(options.rounds):
         for (name, batch), taken in seconds.items():
-            process = processes[name]
-            process.stdin.write(f"{batch}\n")
-            process.stdin.flush()
-            taken.append(json.loads(process.answer()))
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+            taken.append(workers[name].answer(batch))
+    for worker in workers.values():
+        worker.close()
     print(
         f"DiT, width {WIDTH}, depth {DEPTH}, patch {PATCH_SIZE}; {IMAGE_SIZE} x {IMAGE_SIZE} "
         f"pixels, DDIM, {options.num_steps} steps, guidance {options.guidance:g}\n"
     )
-    print(f"| | {' | '.join(f'batch {b}, images/s | times {names[0]}' for b in BATCHES)} |")
-    print("|---|" + "---:|" * 2 * len(BATCHES))
+    heads = ((f"batch {batch}, images/s", f"times {names[0]}") for batch in BATCHES)
+    rows = []
     for name in names:
-        cells = []
+        rows.append([CONTENDERS[name]])
         for batch in BATCHES:
-            base, own = seconds[names[0], batch], seconds[name, batch]
-            ratios = [a / b for a, b in zip(base, own, strict=True)]
-            cells.append(f"{batch / statistics.median(own):,.2f}")
-            cells.append(f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
-        print(f"| {CONTENDERS[name]} | {' | '.join(cells)} |")
+            own = seconds[name, batch]
+            rows[-1].append(f"{batch / statistics.median(own):,.2f}")
+            rows[-1].append(timing.ratio(seconds[names[0], batch], own))
+    timing.print_table(["", *(cell for pair in heads for cell in pair)], rows)
 
 
 if __name__ == "__main__":

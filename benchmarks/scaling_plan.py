@@ -6,16 +6,16 @@ without its weights, and the rest follows from the formulas below and the speeds
 Parameters, gradients, Adam's two moments and one average are float32, 20 bytes a parameter. Under
 data parallelism each device holds them all and adds up the gradients with the n - 1 others: a ring
 sends 2 (n - 1) / n of their bytes. Under model parallelism K devices of a node hold one copy, the
-matrices in parts, and compute K times as many images together; for each block they add up (B, N, D)
+matrices in parts, and compute K times as many images jointly; for each block they add up (B, N, D)
 twice forward and twice backward, and gradients with the same parts of the other copies.
 
     python benchmarks/scaling_plan.py      # or --rematerialize --images=64 --devices=8,128
 """
 
-import argparse
 import math
 
 import keras
+import timing
 
 from keras_cdiff import backbones
 from keras_cdiff.presets import DIT_SIZES
@@ -52,19 +52,19 @@ def count_parameters(network):
     return counts
 
 
-def activation_bytes(network, number_bytes, rematerialize, together=1):
+def activation_bytes(network, number_bytes, rematerialize, model_devices=1):
     """Returns what a device keeps of one image for the backward pass.
 
     Args:
         network: the DiT.
         number_bytes: of the policy's dtype, 4 or 2.
         rematerialize: whether blocks are computed again.
-        together: devices that hold one copy of the model.
+        model_devices: devices that hold one copy of the model.
     """
     tokens, width = network.grid**2, network.width
     whole = ALWAYS_FLOAT32 * 4 + (WHOLE - ALWAYS_FLOAT32) * number_bytes
-    block = (whole + PARTS * number_bytes / together) * width
-    block += (SCORES_BYTES + number_bytes) * network.num_heads * tokens / together
+    block = (whole + PARTS * number_bytes / model_devices) * width
+    block += (SCORES_BYTES + number_bytes) * network.num_heads * tokens / model_devices
     around = AROUND * number_bytes * width
     if rematerialize:
         around += network.depth * REMATERIALIZED * number_bytes * width
@@ -85,28 +85,28 @@ def floating_point_operations(network, rematerialize):
     return 2 * ((4 if rematerialize else 3) * blocks + 3 * ends)
 
 
-def plan_step(network, devices, together, options):
+def plan_step(network, devices, model_devices, options):
     """Returns the bytes and the seconds of a step on one device.
 
     Args:
         network: the DiT.
         devices: how many there are.
-        together: how many of them hold one copy of the model.
+        model_devices: how many of them hold one copy of the model.
         options: those of the command line.
     """
     number_bytes = 4 if options.dtype_policy == "float32" else 2
     matrices, vectors = count_parameters(network)
-    parameters, copies = matrices / together + vectors, devices // together
-    kept = activation_bytes(network, number_bytes, options.rematerialize, together)
+    parameters, copies = matrices / model_devices + vectors, devices // model_devices
+    kept = activation_bytes(network, number_bytes, options.rematerialize, model_devices)
     sums = 4 + 2 * options.rematerialize  # each block's, of all images of a copy
-    summed = options.images * together * network.grid**2 * network.width * number_bytes
+    summed = options.images * model_devices * network.grid**2 * network.width * number_bytes
     gradients = 2 * (copies - 1) / copies * 4 * parameters
-    activations = 2 * (together - 1) / together * network.depth * sums * summed
+    activations = 2 * (model_devices - 1) / model_devices * network.depth * sums * summed
     operations = options.images * floating_point_operations(network, options.rematerialize)
     within = devices <= options.node_devices
     return {
         "state": STATE_BYTES * parameters,
-        "kept": options.images * together * kept,
+        "kept": options.images * model_devices * kept,
         "gradients": gradients,
         "activations": activations,
         "computing": operations / (1e12 * options.teraflops * options.utilization),
@@ -122,8 +122,7 @@ def print_networks(networks, options):
     )
     kinds = {"float32": 4, "bfloat16": 2}
     heads = [f"MB, {kind}{again}" for again in ("", ", rematerialized") for kind in kinds]
-    print(f"| network | parameters | GFLOP an image | {' | '.join(heads)} |")
-    print("|---|" + "---:|" * (2 + len(heads)))
+    rows = []
     for name, network in networks.items():
         operations = floating_point_operations(network, rematerialize=False)
         cells = [name, f"{sum(count_parameters(network)):,}", f"{operations / 1e9:,.1f}"]
@@ -131,7 +130,8 @@ def print_networks(networks, options):
             for number_bytes in kinds.values():
                 kept = activation_bytes(network, number_bytes, again)
                 cells.append(f"{kept / 1e6:,.0f}")
-        print(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    timing.print_table(["network", "parameters", "GFLOP an image", *heads], rows)
 
 
 def print_plan(networks, options):
@@ -143,56 +143,59 @@ def print_plan(networks, options):
     )
     heads = "network", "devices", "split", "images a step", "GB state", "GB activations"
     heads += "MB gradients", "MB activations sent", "ms computing", "ms exchanging", "computing"
-    print(f"| {' | '.join(heads)} |")
-    print("|---|---:|---|" + "---:|" * 8)
+    rows = []
     for name, network in networks.items():
         for devices in options.devices:
-            for together in (1, options.model_devices):
-                step = plan_step(network, devices, together, options)
+            for model_devices in (1, options.model_devices):
+                step = plan_step(network, devices, model_devices, options)
                 computing, adding, waiting = step["computing"], step["adding"], step["waiting"]
                 hidden = computing / (max(computing, adding) + waiting)
                 exposed = computing / (computing + adding + waiting)
-                cells = [name, f"{devices:,}", "data" if together == 1 else f"model, {together}"]
+                cells = [
+                    name,
+                    f"{devices:,}",
+                    "data" if model_devices == 1 else f"model, {model_devices}",
+                ]
                 cells += [f"{options.images * devices:,}"]
                 cells += [f"{step[key] / 1e9:,.1f}" for key in ("state", "kept")]
                 cells += [f"{step[key] / 1e6:,.0f}" for key in ("gradients", "activations")]
                 cells += [f"{1000 * computing:,.0f}", f"{1000 * (adding + waiting):,.1f}"]
                 cells += [f"{100 * exposed:.0f} to {100 * hidden:.0f} %"]
-                print(f"| {' | '.join(cells)} |")
+                rows.append(cells)
+    timing.print_table(heads, rows)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sizes", default=",".join(DIT_SIZES))
-    parser.add_argument("--devices", default="8,64,256,1024", help="numbers of accelerators")
-    parser.add_argument("--patch_size", type=int, default=2, choices=(2, 4, 8))
-    parser.add_argument("--latent_size", type=int, default=32)
-    parser.add_argument("--channels", type=int, default=4)
-    parser.add_argument("--num_classes", type=int, default=1000)
-    parser.add_argument("--images", type=int, default=32, help="a device and step")
-    parser.add_argument("--model_devices", type=int, default=8, help="that hold one copy")
-    parser.add_argument("--node_devices", type=int, default=8, help="of one machine")
-    parser.add_argument(
-        "--dtype_policy", default="mixed_bfloat16", choices=("float32", "mixed_bfloat16")
+    options = timing.read_flags(
+        __doc__,
+        sizes=list(DIT_SIZES),
+        devices=([8, 64, 256, 1024], "numbers of accelerators"),
+        patch_size=(2, "of the networks", (2, 4, 8)),
+        latent_size=32,
+        channels=4,
+        num_classes=1000,
+        images=(32, "a device and step"),
+        model_devices=(8, "that hold one copy"),
+        node_devices=(8, "of one machine"),
+        dtype_policy=("mixed_bfloat16", None, ("float32", "mixed_bfloat16")),
+        rematerialize=False,
+        bandwidth=(50.0, "GB/s between nodes"),
+        node_bandwidth=(450.0, "GB/s within a node"),
+        teraflops=(400.0, "of a device, in 1e12 / s"),
+        utilization=(0.4, "share of them that is used"),
     )
-    parser.add_argument("--rematerialize", action="store_true")
-    parser.add_argument("--bandwidth", type=float, default=50.0, help="GB/s between nodes")
-    parser.add_argument("--node_bandwidth", type=float, default=450.0, help="GB/s within a node")
-    parser.add_argument("--teraflops", type=float, default=400.0, help="of a device, in 1e12 / s")
-    parser.add_argument("--utilization", type=float, default=0.4, help="share of them that is used")
-    options = parser.parse_args()
-    sizes = options.sizes.split(",")
-    if unknown := sorted(set(sizes) - set(DIT_SIZES)):
-        parser.error(f"--sizes must be among {', '.join(DIT_SIZES)}. Received: {unknown}")
-    options.devices = [int(number) for number in options.devices.split(",")]
-    together, widths = options.model_devices, [DIT_SIZES[size]["width"] for size in sizes]
-    if any(number % together for number in [*options.devices, options.node_devices, *widths]):
-        parser.error(
+    widths = [DIT_SIZES[size]["width"] for size in options.sizes]
+    if any(
+        number % options.model_devices
+        for number in [*options.devices, options.node_devices, *widths]
+    ):
+        options.error(
             "--model_devices must divide --devices, --node_devices and the networks' widths. "
-            f"Received: {together}"
+            f"Received: {options.model_devices}"
         )
     networks = {
-        f"DiT-{size.upper()}/{options.patch_size}": make_network(options, size) for size in sizes
+        f"DiT-{size.upper()}/{options.patch_size}": make_network(options, size)
+        for size in options.sizes
     }
     print_networks(networks, options)
     print_plan(networks, options)

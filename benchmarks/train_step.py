@@ -9,17 +9,15 @@ by round.
     python benchmarks/train_step.py        # or --network=song_unet --rounds=5 --steps=10
 """
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 
 import numpy as np
+import timing
 
 IMAGE_SIZE, NUM_CLASSES, BATCH = 16, 8, 32
+SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 WIDTH, PATCH_SIZE, DEPTH, HEADS = 128, 2, 6, 4  # of the transformers
 CHANNELS, BLOCKS = (64, 128), 2  # of the U-Nets' levels, and residual blocks in each
 NETWORKS = {
@@ -34,12 +32,6 @@ CONTENDERS = {
     "jax": "keras_cdiff, JAX",
     "torch": "keras_cdiff, PyTorch eager",
 }
-
-
-def batches():
-    rng = np.random.default_rng(0)
-    images = rng.uniform(-1, 1, (BATCH, IMAGE_SIZE, IMAGE_SIZE, 3)).astype("float32")
-    return images, rng.integers(0, NUM_CLASSES, BATCH).astype("int32")
 
 
 def keras_network(name):
@@ -93,37 +85,11 @@ def diffusers_network(name):
 
 
 def keras_steps(name):
-    """Returns a function: number of steps -> seconds of each, through `fit`."""
-    import keras
-
-    from keras_cdiff import DiffusionModel, objectives, parameterizations, schedules
-
-    model = DiffusionModel(
-        keras_network(name),
-        schedules.LinearBeta(),
-        parameterizations.Epsilon(),
-        objectives.UniformTimesteps(),
-    )
-    model.compile(keras.optimizers.AdamW(1e-4, weight_decay=0.0))
-    images, labels = batches()
-
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            self.began = time.perf_counter()
-
-        def on_train_batch_end(self, batch, logs=None):
-            float(logs["batch_loss"])
-            self.seconds.append(time.perf_counter() - self.began)
-
-    clock = Clock()
-
-    def run(count):
-        clock.seconds = []
-        data = (({"image": images, "label": labels},) for _ in range(count))
-        model.fit(data, steps_per_epoch=count, shuffle=False, verbose=0, callbacks=[clock])
-        return clock.seconds
-
-    return run, model.backbone.count_params()
+    """Returns a function: number of steps -> seconds of each, through `fit`; and parameters."""
+    model = timing.ddpm_model(keras_network(name))
+    batch = timing.random_batch(BATCH, SHAPE, NUM_CLASSES)
+    count = model.backbone.count_params()
+    return lambda steps: timing.step_seconds(model, batch, steps), count
 
 
 def diffusers_steps(name, compiled):
@@ -136,9 +102,9 @@ def diffusers_steps(name, compiled):
     forward = torch.compile(network) if compiled else network
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0)
-    images, labels = batches()
-    images = torch.tensor(np.moveaxis(images, -1, 1).copy())
-    labels = torch.tensor(labels).long()
+    batch = timing.random_batch(BATCH, SHAPE, NUM_CLASSES)
+    images = torch.tensor(np.moveaxis(batch["image"], -1, 1).copy())
+    labels = torch.tensor(batch["label"]).long()
 
     def run(count):
         seconds = []
@@ -162,7 +128,7 @@ def diffusers_steps(name, compiled):
 
 
 def work(contender, name):
-    """Answers each line of standard input, a number of steps, with their seconds as JSON."""
+    """Tells the number of parameters, then answers a number of steps with their seconds."""
     if contender.startswith("diffusers"):
         # Not needed, and PyPI's does not load beside a CPU build of torch.
         sys.modules["torchvision"] = None
@@ -170,69 +136,46 @@ def work(contender, name):
     else:
         run, parameters = keras_steps(name)
     run(4)  # compiles
-    print(f"ready {parameters}", flush=True)
-    for line in sys.stdin:
-        # The first step of a call to fit sets it up.
-        print(json.dumps(run(int(line) + 1)[1:]), flush=True)
-
-
-def start(contender, network):
-    """Returns the process of a contender, and the number of its network's parameters."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    if not contender.startswith("diffusers"):
-        environment["KERAS_BACKEND"] = contender
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--worker", contender, "--network", network],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    answer = process.stdout.readline().split()
-    if answer[:1] != ["ready"]:
-        raise SystemExit(f"{contender} did not start:\n{process.stderr.read()[-2000:]}")
-    return process, int(answer[1])
+    timing.tell(parameters)
+    timing.serve(run)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=NETWORKS, default="dit")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=10, help="steps a contender a round")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = timing.read_flags(
+        __doc__,
+        network=("dit", "what is trained", NETWORKS),
+        rounds=7,
+        steps=(10, "steps a contender a round"),
+        contenders=list(CONTENDERS),
+    )
     if options.worker:
         work(options.worker, options.network)
         return
-    names = options.contenders.split(",")
-    unknown = sorted(set(names) - set(CONTENDERS))
-    if unknown:
-        parser.error(f"--contenders must be among {', '.join(CONTENDERS)}. Received: {unknown}")
-    started = {name: start(name, options.network) for name in names}
-    processes = {name: process for name, (process, _) in started.items()}
+    names = options.contenders
+    workers = {
+        name: timing.Worker(name, KERAS_BACKEND=name if name in timing.BACKENDS else "torch")
+        for name in names
+    }
+    parameters = {name: worker.answer() for name, worker in workers.items()}
     seconds = {name: [] for name in names}
     for _ in range(options.rounds):
-        for name, process in processes.items():
-            process.stdin.write(f"{options.steps}\n")
-            process.stdin.flush()
-            seconds[name].append(statistics.median(json.loads(process.stdout.readline())))
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
-    print(f"{NETWORKS[options.network]}; {IMAGE_SIZE} x {IMAGE_SIZE} pixels, batch {BATCH}")
-    print(
-        f"{'':30s}{'parameters':>12s}{'ms/step':>10s}   "
-        f"times as fast as {CONTENDERS[names[0]]} [by round]"
+        for name, worker in workers.items():
+            seconds[name].append(statistics.median(worker.answer(options.steps)))
+    for worker in workers.values():
+        worker.close()
+    print(f"{NETWORKS[options.network]}; {IMAGE_SIZE} x {IMAGE_SIZE} pixels, batch {BATCH}\n")
+    timing.print_table(
+        ("", "parameters", "ms a step", f"times as fast as {CONTENDERS[names[0]]} [by round]"),
+        (
+            (
+                CONTENDERS[name],
+                f"{parameters[name]:,}",
+                f"{1000 * statistics.median(seconds[name]):.1f}",
+                timing.ratio(seconds[names[0]], seconds[name]),
+            )
+            for name in names
+        ),
     )
-    for name in names:
-        ratios = [a / b for a, b in zip(seconds[names[0]], seconds[name], strict=True)]
-        print(
-            f"{CONTENDERS[name]:30s}{started[name][1]:12,d}"
-            f"{1000 * statistics.median(seconds[name]):10.1f}   "
-            f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-        )
 
 
 if __name__ == "__main__":

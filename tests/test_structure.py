@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.backend_free
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("keras_cdiff", "apps", "tests", "examples", "benchmarks")
+FOLDERS = ("keras_cdiff", "apps", "tests", "examples", "benchmarks", "experiments")
 
 # Imports whose distribution is called otherwise, and the benchmarks' peers, installed by hand.
 DISTRIBUTIONS = {
@@ -24,7 +24,7 @@ DISTRIBUTIONS = {
 }
 BESIDE = {
     path.stem
-    for folder in ("apps", "benchmarks", "tests")
+    for folder in ("apps", "benchmarks", "experiments", "tests")
     for path in (ROOT / folder).rglob("*.py")
 }
 NOT_DECLARED = {"cleanfid", "diffusers", "torch_fidelity"}

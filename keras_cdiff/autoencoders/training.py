@@ -10,6 +10,7 @@ from keras_cdiff.autoencoders.autoencoder import Autoencoder
 from keras_cdiff.autoencoders.kl import kl_networks
 from keras_cdiff.common.arrays import evenly_spaced
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.common.errors import RetainedError
 
 Tensor = keras.KerasTensor
 
@@ -74,12 +75,8 @@ def fit_autoencoder(
     )
     # If the first step made the optimizer's variables, TensorFlow would trace it twice.
     model.optimizer.build(model.trainable_variables)
-    try:
+    with feed.errors.raised():
         model.fit(feed.batches(), steps_per_epoch=steps, shuffle=False, verbose=verbose)
-    except Exception:
-        if feed.error is not None:  # backends wrap it in errors of their own
-            raise feed.error from None
-        raise
     scale = 1 / _deviation(Autoencoder(encoder, decoder, 1.0, "kl"), feed.sample(), seed)
     return Autoencoder(encoder, decoder, scale, "kl")
 
@@ -125,7 +122,7 @@ class _Feed:
     """Batches without end of an array or an iterable, checked, and a sample of the images."""
 
     def __init__(self, images: np.ndarray | Iterable, batch_size: int, factor: int, seed: int):
-        self.error = None
+        self.errors = RetainedError()
         self._factor = factor
         self._kept = []  # of an iterable, which cannot be asked twice
         self._array = images if hasattr(images, "shape") else None
@@ -142,7 +139,7 @@ class _Feed:
 
     def batches(self) -> Iterator[tuple[np.ndarray]]:
         """Yields what `fit` takes."""
-        try:
+        with self.errors.retained():
             while True:
                 ended = True
                 for batch in self._source:
@@ -158,9 +155,6 @@ class _Feed:
                         "iterable that can be begun again. "
                         f"Received: images={self._source!r}, which ended"
                     )
-        except Exception as error:
-            self.error = error
-            raise
 
     def sample(self) -> np.ndarray:
         """Returns 1,000 of the images, or all if there are fewer."""

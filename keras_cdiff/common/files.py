@@ -5,8 +5,10 @@ import hashlib
 import json
 import math
 import os
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 try:
@@ -60,29 +62,91 @@ def write_whole_folder(path: str | os.PathLike, write: Callable[[Path], object])
         raise
 
 
-@contextlib.contextmanager
-def exclusive(folder: str | os.PathLike, message: str | None = None) -> Iterator[None]:
-    """Keeps a second process out of a folder while the block runs, by a lock on the file `lock` in
-    it; the system releases it if the process dies. Where Python has no flock nothing is locked.
+class FolderLock:
+    """Keeps a second process out of a folder, while used as a context manager.
+
+    The lock is the operating system's (flock) on the file `lock` in the folder. It ends with the
+    process, however that dies; the file stays and means nothing by itself. It holds the process and
+    its host as text, for the message that another process gets.
+
+    Where Python has no flock (Windows) nothing is locked; where the file system has none, a warning
+    says so.
 
     Args:
-        folder: the folder; it is made if missing.
-        message: what the ValueError says to a second process; None has it wait.
-
-    Raises:
-        ValueError: if another process is in the block, and there is a message.
+        path: the folder; it is made if missing.
+        in_use: what the error says to a second process, perhaps with "{holder}".
+        noun: what the folder is called in errors.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    with open(folder / "lock", "a") as file:
+
+    def __init__(self, path: str | os.PathLike, in_use: str, noun: str = "folder"):
+        self.path, self.in_use, self.noun = Path(path), in_use, noun
+        self.file = self.path / "lock"
+        self._descriptor = None
+
+    def __enter__(self) -> "FolderLock":
+        """Takes the lock.
+
+        Raises:
+            ValueError: if another process holds it, or the folder cannot be written to.
+        """
+        if fcntl is None:
+            return self
+        received = f"Received: {self.noun}={str(self.path)!r}"
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if message is None else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise ValueError(f"{message} Received: folder={str(folder)!r}") from None
-        yield
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ValueError(
+                f"The {self.noun} must be a folder that can be written to ({error.strerror}): give "
+                f"it the permission, or choose another one. {received}"
+            ) from error
+        try:
+            self._lock(descriptor, received)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        _held.add(descriptor)
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor in _held:  # not so in a forked child
+            _held.remove(descriptor)
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int, received: str) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 500).decode(errors="replace").strip()
+            in_use = self.in_use.format(holder=holder or "another process")
+            raise ValueError(f"{in_use} {received}") from error
+        except OSError as error:
+            warnings.warn(
+                f"The file system of the {self.noun} has no locks ({error.strerror}): see to it "
+                f"yourself that no second process works there. {received}",
+                stacklevel=3,
+            )
+        # The text is a courtesy: a full disk is for the checkpoints to tell.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+def _forget_locks() -> None:
+    """Closes the locks in a forked child, which would hold them beyond its parent's death."""
+    while _held:
+        os.close(_held.pop())
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 def append_record(path: str | os.PathLike, record: dict) -> None:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import keras
 import numpy as np
 
-from keras_cdiff.common.files import exclusive, file_digest, write_whole_folder
+from keras_cdiff.common.files import FolderLock, file_digest, write_whole_folder
 from keras_cdiff.data.sources import Source
 from keras_cdiff.data.text import TextEncoder
 from keras_cdiff.distribution import local_work
@@ -197,7 +197,7 @@ def embed_captions(
     with local_work() as processes:
         if processes.first and not path.exists():
             request = {"encoder": encoder.describe(), "captions": digest}
-            with exclusive(path.parent, _IN_USE):
+            with FolderLock(path.parent, _IN_USE):
                 for leftover in path.parent.glob("writing-*"):  # of a process that was killed
                     shutil.rmtree(leftover)
                 if not path.exists():  # another process may have been faster

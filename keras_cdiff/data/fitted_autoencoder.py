@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from keras_cdiff.autoencoders import Autoencoder, fit_autoencoder, open_autoencoder
-from keras_cdiff.common.files import exclusive
+from keras_cdiff.common.files import FolderLock
 from keras_cdiff.data.latent_store import IN_USE, check_begun, note
 from keras_cdiff.data.pipeline import make_dataset
 from keras_cdiff.data.source import Source
@@ -54,7 +54,7 @@ def fitted_autoencoder(
         "mirrored": bool(mirrored),
     }
     place = folder / "autoencoder"
-    with exclusive(folder, IN_USE):
+    with FolderLock(folder, IN_USE):
         if place.exists():
             _check_fit(folder, request)
         else:

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_cdiff.autoencoders import open_autoencoder
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.common.files import exclusive, file_digest, write_whole
+from keras_cdiff.common.files import FolderLock, file_digest, write_whole
 from keras_cdiff.data.captions import CaptionEmbeddings
 from keras_cdiff.data.latent_store import (
     IN_USE,
@@ -95,7 +95,7 @@ def encode_source(
     with contextlib.ExitStack() as held:
 
         def begin(folder: Path) -> tuple[dict, list[dict], bool]:
-            held.enter_context(exclusive(folder, IN_USE))
+            held.enter_context(FolderLock(folder, IN_USE))
             begun = find_store(folder, request)
             if not begun[2]:
                 keep_autoencoder(autoencoder, folder)

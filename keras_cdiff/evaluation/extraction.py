@@ -12,7 +12,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_cdiff.common.files import exclusive, write_whole
+from keras_cdiff.common.files import FolderLock, write_whole
 from keras_cdiff.distribution import local_work, share, sharing
 from keras_cdiff.evaluation.features import Extractor
 from keras_cdiff.evaluation.image_sets import ImageSet
@@ -82,7 +82,7 @@ def extract(
     if progress and processes.first:
         bar = keras.utils.Progbar(count, unit_name="image")
     if processes.count > 1:
-        _extract_together(images, extractor, store, batch_size, bar)
+        _extract_shared(images, extractor, store, batch_size, bar)
     elif not store.complete:
         with store.open():
             for batch in _batches(images, store, batch_size):
@@ -94,7 +94,7 @@ def extract(
     return store.features()
 
 
-def _extract_together(
+def _extract_shared(
     images: ImageSet,
     extractor: Extractor,
     store: "_Memory",
@@ -198,7 +198,7 @@ class _Folder(_Memory):
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Opens the files for writing, and notes what was written however that ends."""
-        with exclusive(self.folder, _IN_USE):
+        with FolderLock(self.folder, _IN_USE):
             self.done = self._read_progress()  # another process may have gone on
             mode = "r+" if self.done else "w+"
             self.arrays = {name: self._open(name, mode) for name in self.shapes}

@@ -3,10 +3,8 @@
 from keras_cdiff.samplers.ddim import DDIM
 from keras_cdiff.samplers.ddpm import DDPM
 from keras_cdiff.samplers.dpm_solver import DPMSolver
-from keras_cdiff.samplers.euler import Euler
-from keras_cdiff.samplers.guidance import Guidance
-from keras_cdiff.samplers.heun import Heun
-from keras_cdiff.samplers.sample import default_sampler, sample
+from keras_cdiff.samplers.euler import Euler, Heun
+from keras_cdiff.samplers.sample import Guidance, default_sampler, sample
 from keras_cdiff.samplers.sampler import Sampler
 
 __all__ = [

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_cdiff.samplers.levels import noise_levels
-from keras_cdiff.samplers.sampler import Denoise, Sampler
+from keras_cdiff.samplers.sampler import Denoise, Sampler, noise_levels
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
 

@@ -1,52 +1,67 @@
 """How fast each interval of noise levels is learned, by an expert that learns nothing else."""
 
+import contextlib
 import copy
 import functools
 import hashlib
 import json
 import os
+import time
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.common.files import strict_json, write_whole
-from keras_cdiff.curriculum import Clusters, quantile_clusters, uniform_clusters
+from keras_cdiff.common.files import append_record, strict_json, write_whole
+from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import read_images, to_uint8
-from keras_cdiff.evaluation import Evaluator, ValidationLoss
+from keras_cdiff.evaluation import (
+    EvaluationCallback,
+    Evaluator,
+    ValidationLoss,
+    ValidationLossCallback,
+)
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.samplers import Sampler
 from keras_cdiff.schedules import EDM
-from keras_cdiff.study.expert_curves import ExpertCurves, read_curves, read_records
-from keras_cdiff.study.measuring import (
-    LossCurve,
-    QualityCurve,
-    Timed,
-    denoised_by,
-    refuse_another_study,
-)
+from keras_cdiff.study.curves import ExpertCurves, read_curves, read_records
+from keras_cdiff.study.denoised_images import DenoisedImages
 from keras_cdiff.training import Workdir, load_run, train
-from keras_cdiff.training.building import build_run_sampler
+from keras_cdiff.training.building import build_run_sampler, make_clusters
 from keras_cdiff.training.configuration import differences
 from keras_cdiff.training.run_data import open_data
 
 REFERENCE = "reference"
 
 
+class _FromTheStart:
+    """Measures before training, too."""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
+        if self._step() == 0:
+            self.act(0, None)
+
+
+class _LossCurve(_FromTheStart, ValidationLossCallback):
+    """The loss of an expert."""
+
+
+class _QualityCurve(_FromTheStart, EvaluationCallback):
+    """The quality of an expert."""
+
+
 class ConvergenceStudy:
     """Trains one expert for each interval of noise levels, and measures how it converges.
 
-    Expert i is a training run with a `noise_interval` that never changes, of the same network,
-    data, batches and seed as all others: FOLDER/experts/01 .. N. Its learning rate stays where its
-    warm-up ends. The loss is measured before training and every some steps, on images and noises
-    that stay the same. The quality is the Frechet distance between real images and the same images
-    noised to the interval's top, denoised through the interval by the expert, and finished by a
-    reference model that all experts share; see `DenoisedImages`.
-
-    Experts are independent: they can be trained one after the other or in several processes at
-    once, and one that was interrupted goes on where it stopped.
+    Expert i, FOLDER/experts/i, is a training run with a `noise_interval` that never changes, of the
+    same network, data, batches and seed as all others; its learning rate stays where its warm-up
+    ends. The loss is measured before training and every some steps, on the same images and noises.
+    The quality is the Frechet distance between real images and `DenoisedImages` of them. Experts
+    can be trained in several processes at once, and one that was interrupted goes on.
 
     Args:
         folder: of the study.
@@ -120,24 +135,16 @@ class ConvergenceStudy:
         self.num_steps = num_steps
         self.evaluator = evaluator
         self.clusters = clusters or default_intervals(self.config, num_experts)
+        self.num_experts = self.clusters.num_clusters
         self.own_reference = reference is None
         self.reference_folder = Path(reference or self.folder / REFERENCE)
-
-    @property
-    def num_experts(self) -> int:
-        """N."""
-        return self.clusters.num_clusters
 
     def missing(self) -> list[int]:
         """Returns the numbers of the experts that have not been trained to their end."""
         return [i for i in range(1, self.num_experts + 1) if not self._finished(i)]
 
     def train_reference(self) -> None:
-        """Trains the study's own reference model, unless it is there.
-
-        Raises:
-            ValueError: if the folder holds another study, or another process is training it.
-        """
+        """Trains the study's own reference model, unless it is there."""
         if not self.own_reference:
             return
         workdir = Workdir(self.reference_folder)
@@ -168,7 +175,7 @@ class ConvergenceStudy:
         with self._timed(f"expert {number}"):
             images, labels = self._images(self.loss_images)
             callbacks = [
-                LossCurve(
+                _LossCurve(
                     ValidationLoss(images, labels, Clusters(config["curriculum"]["edges"])),
                     self.loss_every,
                     use_ema=False,
@@ -177,12 +184,16 @@ class ConvergenceStudy:
                 )
             ]
             if self.evaluator is not None:
-                judged = self._images(self.num_images)
-                denoised = functools.partial(
-                    denoised_by, self._reference, *judged, interval, name=f"expert {number}"
-                )
+                reference, judged = self._reference, self._images(self.num_images)
+
+                def denoised(
+                    expert: DiffusionModel, _: int, sampler: Sampler, use_ema: bool, **__: object
+                ) -> DenoisedImages:
+                    arguments = expert, reference, *judged, interval, sampler, use_ema
+                    return DenoisedImages(*arguments, name=f"expert {number}")
+
                 callbacks.append(
-                    QualityCurve(
+                    _QualityCurve(
                         self.evaluator,
                         to_uint8(judged[0]),
                         self.quality_every,
@@ -197,8 +208,7 @@ class ConvergenceStudy:
                 train(config, workdir.path, callbacks)
             result = {"floor": None}
             if self.evaluator is not None:
-                options = {"sampler": self._sampler(), "use_ema": True}
-                stand_in = denoised(self._reference, self.num_images, **options)
+                stand_in = denoised(reference, self.num_images, self._sampler(), use_ema=True)
                 with warnings.catch_warnings():  # a small sample's bias, the same for all experts
                     warnings.filterwarnings("ignore", "the Frechet distance of", UserWarning)
                     floor = self.evaluator.evaluate(stand_in, to_uint8(judged[0]))
@@ -207,36 +217,26 @@ class ConvergenceStudy:
             write_whole(self._result(number), lambda path: path.write_text(text))
 
     def curves(self) -> list[ExpertCurves]:
-        """Returns what was measured of all experts, by ascending noise.
-
-        Raises:
-            ValueError: if some have not been trained to their end.
-        """
+        """Returns what was measured of all experts, by ascending noise, once they are trained."""
         if self.missing():
             raise ValueError(
                 "All experts must be trained before they are compared. "
                 f"Received: experts {self.missing()} missing in {str(self.folder)!r}"
             )
-        results = [
-            json.loads(self._result(number).read_text())
-            for number in range(1, self.num_experts + 1)
-        ]
         seconds = self.seconds()
         return [
             read_curves(
                 Workdir(self._workdir(number)),
                 number,
                 self._interval(number),
-                result["floor"],
+                json.loads(self._result(number).read_text())["floor"],
                 seconds.get(f"expert {number}", 0.0),
             )
-            for number, result in enumerate(results, start=1)
+            for number in range(1, self.num_experts + 1)
         ]
 
     def seconds(self) -> dict[str, float]:
-        """Returns the time that each part took, in all processes together: "reference" (only the
-        study's own), "expert 1" ...
-        """
+        """Returns the time that each part took: "reference" (the study's own), "expert 1" ..."""
         total: dict[str, float] = {}
         for record in read_records(self.folder / "times.jsonl"):
             total[record["part"]] = total.get(record["part"], 0.0) + record["seconds"]
@@ -254,27 +254,17 @@ class ConvergenceStudy:
         interval = Clusters(self._interval(number), f"expert {number} of {self.num_experts}")
         described = interval.get_config()
         # A curriculum of one stage: the interval never changes.
-        config["curriculum"] = {
-            "kind": "paper",
-            "clusters": described["name"],
-            "num_clusters": 1,
-            "patience": 1,
-            "edges": described["edges"],
-        }
+        config["curriculum"] = {"kind": "paper", "clusters": described["name"], "num_clusters": 1}
+        config["curriculum"] |= {"patience": 1, "edges": described["edges"]}
         # What else the numbers depend on, so that no others are mixed with them.
-        config["study"] = {
-            "loss_every": self.loss_every,
-            "loss_images": self.loss_images,
-            "quality": None,
+        config["study"] = {"loss_every": self.loss_every, "loss_images": self.loss_images}
+        config["study"]["quality"] = self.evaluator and {
+            "every": self.quality_every,
+            "num_images": self.num_images,
+            "num_steps": self._sampler().num_steps,
+            "extractor": self.evaluator.extractor.describe(),
+            "reference": self._reference_digest(),
         }
-        if self.evaluator is not None:
-            config["study"]["quality"] = {
-                "every": self.quality_every,
-                "num_images": self.num_images,
-                "num_steps": self._sampler().num_steps,
-                "extractor": self.evaluator.extractor.describe(),
-                "reference": self._reference_digest(),
-            }
         return config
 
     def _interval(self, number: int) -> tuple[float, float]:
@@ -287,7 +277,7 @@ class ConvergenceStudy:
         return self._workdir(number) / "result.json"
 
     def _finished(self, number: int) -> bool:
-        """Whether an expert of this very study has been trained to its end and measured."""
+        """Whether an expert of this study has been trained to its end and measured."""
         workdir = Workdir(self._workdir(number))
         if workdir.config_file.exists():
             self._check_same(workdir, self.expert_config(number))
@@ -317,14 +307,17 @@ class ConvergenceStudy:
     def _reference(self) -> DiffusionModel:
         model, config = load_run(self.reference_folder)
         ours, theirs = self.config["model"], config["model"]
-        changes = []
-        for part in ("schedule", "parameterization"):
-            if ours[part] != theirs[part]:
-                changes.append(f"{part} {theirs[part]['config']}, not {ours[part]['config']}")
-        for name in ("image_size", "channels", "num_classes"):
-            wanted, found = ours["backbone"][name], theirs["backbone"][name]
-            if wanted != found:
-                changes.append(f"{name} {found}, not {wanted}")
+        changes = [
+            f"{part} {theirs[part]['config']}, not {ours[part]['config']}"
+            for part in ("schedule", "parameterization")
+            if ours[part] != theirs[part]
+        ]
+        wanted, found = ours["backbone"], theirs["backbone"]
+        changes += [
+            f"{name} {found[name]}, not {wanted[name]}"
+            for name in ("image_size", "channels", "num_classes")
+            if found[name] != wanted[name]
+        ]
         if changes:
             raise ValueError(
                 "The reference must have the experts' schedule, parameterization, images and "
@@ -345,23 +338,33 @@ class ConvergenceStudy:
         kept = next(path for path in files if path.is_file())
         return hashlib.sha256(kept.read_bytes()).hexdigest()[:16]
 
-    def _timed(self, part: str) -> "Timed":
-        return Timed(self.folder / "times.jsonl", part)
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Records how long a part of the study took, also where it did not come to its end."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            append_record(self.folder / "times.jsonl", {"part": part, "seconds": seconds})
+
+
+def refuse_another_study(folder: Path, changes: Sequence[str]) -> None:
+    """Raises a ValueError if the settings of a study have changed, by lines of `differences`."""
+    if changes:
+        raise ValueError(
+            "The folder holds another study: choose another one, or the same settings. "
+            f"Received: folder={str(folder)!r}, where\n  " + "\n  ".join(changes)
+        )
 
 
 def default_intervals(config: dict, num_experts: int) -> Clusters:
     """Returns the paper's intervals for experts: uniform ones of timesteps and of flows, and
     quantiles of the objective's density where the schedule is EDM's.
 
-    Args:
-        config: a resolved configuration.
-        num_experts: N.
-
     Source: Kim et al., "Denoising Task Difficulty-based Curriculum for Training Diffusion Models",
         ICLR 2025, as far as it is known: see the study's document.
     """
     schedule = keras.saving.deserialize_keras_object(config["model"]["schedule"])
-    if isinstance(schedule, EDM):
-        objective = keras.saving.deserialize_keras_object(config["model"]["objective"])
-        return quantile_clusters(objective, num_experts)
-    return uniform_clusters(schedule, num_experts)
+    kind = "quantile" if isinstance(schedule, EDM) else "uniform"
+    return make_clusters(config["model"], {"clusters": kind, "num_clusters": num_experts})

@@ -1,8 +1,72 @@
-"""What a curve over training says: how far it has fallen, and after how many iterations."""
+"""What was measured of an expert, and what a curve over training says of it."""
 
+import contextlib
+import dataclasses
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+from keras_cdiff.training import Workdir
+
+
+@dataclasses.dataclass
+class ExpertCurves:
+    """What was measured of one expert."""
+
+    number: int  # 1..N, by ascending noise
+    interval: tuple[float, float]  # its noise levels [low, high)
+    steps: list[int]  # (K,) training steps at which the loss was measured, from 0 on
+    loss: list[float]  # (K,) its loss on levels of the interval, of the weights themselves
+    loss_error: list[float]  # (K,) standard errors of the loss, over images
+    quality_steps: list[int]  # (Q,) training steps of `quality`; none where it was not measured
+    quality: list[float]  # (Q,) Frechet distances of denoised images, lower is better
+    floor: float | None  # that of the reference model in the expert's place; None without quality
+    seconds: float  # time taken, measurements and compilation included
+
+    @property
+    def span(self) -> str:
+        """The interval in words."""
+        return "[{:.3g}, {:.3g})".format(*self.interval)
+
+
+def read_curves(
+    workdir: Workdir,
+    number: int,
+    interval: tuple[float, float],
+    floor: float | str | None,
+    seconds: float,
+) -> ExpertCurves:
+    """Reads the curves of an expert from its run; the other arguments are those of `ExpertCurves`,
+    `floor` as JSON has it.
+    """
+    losses, qualities = map(read_records, (workdir.validation_file, workdir.evaluation_file))
+    qualities = [record for record in qualities if record["metrics"]]
+    return ExpertCurves(
+        number=number,
+        interval=interval,
+        steps=[record["step"] for record in losses],
+        loss=[_number(record["loss"]) for record in losses],
+        loss_error=[_number(record["standard_error"]) for record in losses],
+        quality_steps=[record["step"] for record in qualities],
+        quality=[_number(record["metrics"]["frechet_distance"]) for record in qualities],
+        floor=None if floor is None else _number(floor),
+        seconds=seconds,
+    )
+
+
+def read_records(path: Path) -> list[dict]:
+    """Returns the records of a file of JSON lines, if there is one; a torn line is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def _number(value: float | str | None) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def converged(values: Sequence[float]) -> float:

@@ -16,11 +16,7 @@ from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
 class DenoisedImages(ImageSet):
     """Images noised to the top of an interval, denoised through it by an expert, and finished from
-    there by a reference model.
-
-    The estimate of the clean image comes from the expert at levels within the interval, and from
-    the reference below, all along one sampler's way. Whatever differs between two experts' images
-    is due to what they do within the interval. Image i has the noise of `seed` + i.
+    there by a reference model, along one sampler's levels. Image i has the noise of `seed` + i.
 
     Args:
         expert: the `DiffusionModel` to be judged.
@@ -28,10 +24,9 @@ class DenoisedImages(ImageSet):
         images: float32 (N, H, W, C) in [-1, 1].
         labels: their classes (N,), or None for an unconditional model.
         interval: the noise levels [low, high) of the expert.
-        sampler: how images are denoised; its levels below the interval's top are visited, and the
-            interval's ends.
-        use_ema: whether the expert's averaged weights answer, if it keeps an average; short
-            training is hidden by a long average.
+        sampler: its levels below the interval's top are visited, and the interval's ends.
+        use_ema: whether the expert predicts with its averaged weights, if it keeps an average;
+            short training is hidden by a long average.
         seed: >= 0.
         batch_size: images at once.
         name: what the set is called in results.
@@ -54,10 +49,9 @@ class DenoisedImages(ImageSet):
         self.images, self.labels = images, labels
         self.interval = tuple(map(float, interval))
         self.sampler = through_interval(sampler, expert.schedule, self.interval)
-        # Whose average answers: that of the expert, that of the reference.
-        self.use_ema = tuple(
-            wanted and model.ema_backbone is not None
-            for model, wanted in ((expert, use_ema), (reference, True))
+        self.use_ema = (
+            use_ema and expert.ema_backbone is not None,
+            reference.ema_backbone is not None,
         )
         self.seed, self.batch_size, self.name = seed, batch_size, name
 
@@ -83,8 +77,8 @@ class DenoisedImages(ImageSet):
         condition = {} if self.labels is None else {"label": self.labels[rows].astype("int32")}
 
         def denoise(x: object, level: float) -> dict:
-            models = zip((self.expert, self.reference), self.use_ema, strict=True)
-            model, use_ema = list(models)[level < self.interval[0]]
+            below = level < self.interval[0]
+            model, use_ema = (self.expert, self.reference)[below], self.use_ema[below]
             inputs = {"x": x, "level": np.full(len(x), level, dtype="float32"), **condition}
             answer = estimator(model, use_ema, Guidance(1.0))(inputs, most=len(x))
             return {"variance": None, **{k: ops.convert_to_tensor(v) for k, v in answer.items()}}
@@ -119,13 +113,8 @@ class DenoisedImages(ImageSet):
 def through_interval(
     sampler: Sampler, schedule: Schedule, interval: tuple[float, float]
 ) -> Sampler:
-    """Returns a sampler like `sampler` that starts at the top of an interval of noise levels, and
-    visits its lower end.
-
-    Args:
-        sampler: whose other levels are kept.
-        schedule: of the levels.
-        interval: noise levels [low, high), which may end beyond the schedule's bounds.
+    """Returns a sampler like `sampler` that starts at the top of an interval [low, high), which may
+    end beyond the schedule's bounds, and visits its lower end.
     """
     low, high = interval
     lowest, highest = schedule.bounds

@@ -1,5 +1,6 @@
 """How far apart the marginals of neighbouring noise levels are, for an empirical data set."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -8,12 +9,14 @@ from keras import ops
 
 from keras_cdiff.common.arrays import evenly_spaced
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.distribution import share, sharing
 from keras_cdiff.objectives import normal
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
-from keras_cdiff.study.marginals import consecutive, log_snr_slopes
 
 _BLOCK = 2048  # images at a time: memory does not grow with the data set
 _ROUNDING = 1e-12  # of a squared distance, by the squared lengths that it is computed from
+# Beyond these ratios of noise to signal nothing is left of either: EDM's own range of sigma.
+_LEAST_NOISE, _MOST_NOISE = 0.002, 80.0
 
 
 def relative_entropy(
@@ -32,15 +35,12 @@ def relative_entropy(
         discrete schedules:    D_KL(p_{t-1} || p_t) = E[log p_{t-1}(x) - log p_t(x)]
         continuous schedules:  E[(d log p / d lambda)^2] / 2,   lambda = log SNR
 
-    The latter is the rate at which the marginals move: the relative entropy of two that are a small
-    step h of log SNR apart is h^2 times as much.
+    The latter is a rate: two marginals a small step h of log SNR apart are h^2 times as far apart.
 
-    All levels use the same images and noise. The draws are stratified: each image as often as any
-    other, and a Latin hypercube of noise. Standard errors are those of independent draws, so too
-    large where there are few dimensions. What an estimate owes to the length of the noise and of
-    the image has a known mean and is taken out by linear regression. Squared distances are computed
-    in float64 on the host, the sums over the data set on the backend, in float64 but for JAX, which
-    has float32.
+    All levels use the same draws, stratified: each image as often as any other, and a Latin
+    hypercube of noise. Standard errors are those of independent draws, so too large where there are
+    few dimensions. Linear regression takes out what an estimate owes to the lengths of noise and
+    image, whose means are known. Sums over the data set are float64, on JAX float32.
 
     Args:
         images: (N, ...) float, in the units of training: about [-1, 1] for pixels. A memory-mapped
@@ -60,13 +60,168 @@ def relative_entropy(
     _check(images, num_draws, seed)
     draws = _Draws(images, num_draws, seed)
     if isinstance(schedule, DiscreteSchedule):
-        pairs = consecutive(schedule, levels)
+        pairs = _consecutive(schedule, levels)
         results = [_divergence(row, draws.known()) for row in _log_ratios(draws, *pairs)]
     else:
-        results = [_rate(*rows) for rows in _scores(draws, *log_snr_slopes(schedule, levels))]
+        results = [_rate(*rows) for rows in _scores(draws, *_log_snr_slopes(schedule, levels))]
     estimate, error = np.array(results).reshape(-1, 2).T
     scale = 1.0 / draws.num_dimensions if per_dimension else 1.0
     return scale * estimate, scale * error
+
+
+def gaussian_relative_entropy(
+    variance: float, schedule: Schedule, levels: Sequence[float], num_dimensions: int = 1
+) -> np.ndarray:
+    """Returns what `relative_entropy` estimates, for data of N(0, s^2 I), in closed form:
+    float64 (L,), in nats.
+
+    The marginals are N(0, v I) with v = alpha^2 s^2 + sigma^2, so that for timesteps
+
+        D_KL(p_{t-1} || p_t) = d / 2 (r - 1 - ln r),   r = v_{t-1} / v_t
+
+    and for continuous schedules, with derivatives by the log SNR, the rate is d / 4 (v' / v)^2.
+
+    Args:
+        variance: s^2 >= 0.
+        schedule: the schedule.
+        levels: the levels (L,), as for `relative_entropy`.
+        num_dimensions: d.
+    """
+
+    def marginal(alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        return np.square(alpha) * variance + np.square(sigma)
+
+    if isinstance(schedule, DiscreteSchedule):
+        before, after = _consecutive(schedule, levels)
+        ratio = marginal(*before) / marginal(*after)
+        return 0.5 * num_dimensions * (ratio - 1.0 - np.log(ratio))
+    alpha, sigma, alpha_slope, sigma_slope = _log_snr_slopes(schedule, levels)
+    slope = 2.0 * (alpha * alpha_slope * variance + sigma * sigma_slope)
+    return 0.25 * num_dimensions * np.square(slope / marginal(alpha, sigma))
+
+
+@dataclasses.dataclass
+class EntropyCurve:
+    """The relative entropy of neighbouring marginals at some levels of one schedule."""
+
+    schedule: Schedule
+    levels: np.ndarray  # (L,) ascending
+    estimate: np.ndarray  # (L,) in nats, as `relative_entropy` returns it
+    error: np.ndarray  # (L,) its standard errors
+    num_dimensions: int  # values in an image
+
+    @property
+    def name(self) -> str:
+        """Name of the schedule."""
+        return type(self.schedule).__name__
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the levels are timesteps."""
+        return isinstance(self.schedule, DiscreteSchedule)
+
+    @property
+    def log_snr(self) -> np.ndarray:
+        """(L,) 2 ln(alpha / sigma)."""
+        return log_snr(self.schedule, self.levels)
+
+    @property
+    def per_level(self) -> np.ndarray:
+        """(L,) by the squared step of the level: for timesteps `estimate`, else the rate times
+        (d log SNR / d level)^2.
+        """
+        if self.discrete:
+            return self.estimate
+        alpha, sigma = self.schedule.alpha_sigma(self.levels)
+        alpha_slope, sigma_slope = self.schedule.slopes(self.levels)
+        return self.estimate * np.square(2.0 * (alpha_slope / alpha - sigma_slope / sigma))
+
+
+def measure_entropy(
+    images: np.ndarray,
+    schedule: Schedule,
+    num_levels: int = 40,
+    num_draws: int = 256,
+    seed: int = 0,
+) -> EntropyCurve:
+    """Estimates the relative entropy at `spread_levels` of a schedule, which are shared among the
+    processes of `distribution.shared_by`.
+
+    Args:
+        images: float (N, ...), in the units of training.
+        schedule: the schedule.
+        num_levels: L.
+        num_draws, seed: as for `relative_entropy`.
+    """
+    levels = spread_levels(schedule, num_levels)
+    count = sharing().count
+    parts = [levels[rank::count] for rank in range(min(count, len(levels)))]
+    results = share(parts, lambda part: relative_entropy(images, schedule, part, num_draws, seed))
+    estimate, error = np.zeros((2, len(levels)))
+    for rank, result in enumerate(results):
+        estimate[rank::count], error[rank::count] = result
+    return EntropyCurve(schedule, levels, estimate, error, int(np.prod(images.shape[1:])))
+
+
+def spread_levels(schedule: Schedule, num_levels: int = 40) -> np.ndarray:
+    """Returns levels from little noise to much, float64 (L,): timesteps in constant proportion, of
+    which the smallest coincide; other levels at even distances of log SNR.
+
+    Args:
+        schedule: the schedule.
+        num_levels: >= 2.
+
+    Raises:
+        ValueError: if `num_levels` is out of range.
+    """
+    num_levels = check_integer("num_levels", num_levels, 2)
+    if isinstance(schedule, DiscreteSchedule):
+        levels = np.geomspace(1, schedule.num_timesteps - 1, num_levels)
+        return np.unique(np.round(levels)).astype(np.float64)
+    alpha, sigma = schedule.alpha_sigma(np.array(schedule.bounds))
+    with np.errstate(divide="ignore"):
+        low, high = np.clip(sigma / alpha, _LEAST_NOISE, _MOST_NOISE)
+    return schedule.level_at(np.geomspace(low, high, num_levels))
+
+
+def log_snr(schedule: Schedule, levels: np.ndarray) -> np.ndarray:
+    """Returns the log SNR of levels, on the host, infinite where there is no noise or no signal."""
+    levels = np.asarray(levels, dtype=np.float64)
+    result, inside = np.full(levels.shape, -np.inf), np.isfinite(levels)
+    alpha, sigma = schedule.alpha_sigma(levels[inside])
+    with np.errstate(divide="ignore"):
+        result[inside] = 2.0 * (np.log(alpha) - np.log(sigma))
+    return result
+
+
+def _consecutive(
+    schedule: DiscreteSchedule, levels: Sequence[float]
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Returns (alpha, sigma) of the timesteps before `levels`, and of `levels`, float64 (L,)."""
+    levels = np.asarray(levels, dtype=np.float64)
+    last = schedule.num_timesteps - 1
+    if levels.ndim != 1 or np.any((levels < 1) | (levels > last) | (levels % 1 != 0)):
+        raise ValueError(
+            f"Levels must be timesteps in 1..{last}, each compared with the one before it. "
+            f"Received: levels={levels.tolist()}"
+        )
+    return schedule.alpha_sigma(levels - 1), schedule.alpha_sigma(levels)
+
+
+def _log_snr_slopes(schedule: Schedule, levels: Sequence[float]) -> tuple[np.ndarray, ...]:
+    """Returns alpha, sigma and their derivatives by the log SNR, float64 (L,)."""
+    levels = np.asarray(levels, dtype=np.float64)
+    low, high = schedule.domain
+    alpha, sigma = schedule.alpha_sigma(levels)
+    inside = (levels >= low) & (levels <= high) & np.isfinite(levels)
+    if levels.ndim != 1 or not np.all(inside & (alpha > 0.0) & (sigma > 0.0)):
+        raise ValueError(
+            f"Levels must lie within [{low:g}, {high:g}] and hold both signal and noise. "
+            f"Received: levels={levels.tolist()}"
+        )
+    alpha_slope, sigma_slope = schedule.slopes(levels)
+    log_snr_slope = 2.0 * (alpha_slope / alpha - sigma_slope / sigma)
+    return alpha, sigma, alpha_slope / log_snr_slope, sigma_slope / log_snr_slope
 
 
 def _divergence(log_ratio: np.ndarray, known: np.ndarray) -> tuple[float, float]:
@@ -116,18 +271,10 @@ class _Draws:
         self.mean_length = 0.0  # of all images, once `blocks` has seen them
 
     def known(self) -> np.ndarray:
-        """Returns quantities of the draws, of the order of 1, whose means are zero: (M, 3), after
-        `blocks`.
-        """
-        size = self.mean_length or 1.0
-        return np.stack(
-            [
-                self.noise_length / self.num_dimensions - 1.0,
-                self.product / np.sqrt(self.num_dimensions * size),
-                self.image_length / size - 1.0,
-            ],
-            axis=1,
-        )
+        """Returns quantities of the draws of the order of 1 whose means are zero: (M, 3)."""
+        size, count = self.mean_length or 1.0, self.num_dimensions
+        noise, image = self.noise_length / count - 1.0, self.image_length / size - 1.0
+        return np.stack([noise, self.product / np.sqrt(count * size), image], axis=1)
 
     def blocks(self) -> Iterator[tuple[object, object, object]]:
         """Yields distance, tilt and excess of the draws to a block of images: (M, n) tensors."""
@@ -171,9 +318,7 @@ def _mean(samples: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _log_ratios(
-    draws: _Draws,
-    before: tuple[np.ndarray, np.ndarray],
-    after: tuple[np.ndarray, np.ndarray],
+    draws: _Draws, before: Sequence[np.ndarray], after: Sequence[np.ndarray]
 ) -> np.ndarray:
     """log p_{t-1}(x) - log p_t(x) at x = alpha_{t-1} x_j + sigma_{t-1} eps, (L, M)."""
     (alpha, sigma), (next_alpha, next_sigma) = before, after
@@ -199,21 +344,14 @@ def _log_ratios(
     return own - growth
 
 
-def _scores(
-    draws: _Draws,
-    alpha: np.ndarray,
-    sigma: np.ndarray,
-    alpha_slope: np.ndarray,
-    sigma_slope: np.ndarray,
-) -> list[tuple[np.ndarray, np.ndarray, float]]:
+def _scores(draws: _Draws, *slopes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, float]]:
     """d log p(x) / d log SNR at x = alpha x_j + sigma eps for each level: (M,), the same if there
     were no image but x_j, and the mean square of that.
     """
+    alpha, sigma, alpha_slope, sigma_slope = slopes
     sums = [_PosteriorMean() for _ in alpha]
     for distance, tilt, excess in draws.blocks():
-        for total, a, s, a_slope, s_slope in zip(
-            sums, *(v.tolist() for v in (alpha, sigma, alpha_slope, sigma_slope)), strict=True
-        ):
+        for total, a, s, a_slope, s_slope in zip(sums, *(v.tolist() for v in slopes), strict=True):
             # |x - alpha x_i|^2 and x_i . (x - alpha x_i), less those of x_j.
             squares = 2.0 * a * s * tilt + a**2 * distance
             products = 0.5 * a * (excess - distance) - s * tilt
@@ -221,9 +359,8 @@ def _scores(
             weight = ops.exp(_exponent(a / s, distance, tilt))
             total.add(weight, weight * change)
     results = []
-    for total, noise_factor, image_factor in zip(
-        sums, sigma_slope / sigma, alpha_slope / sigma, strict=True
-    ):
+    factors = sigma_slope / sigma, alpha_slope / sigma
+    for total, noise_factor, image_factor in zip(sums, *factors, strict=True):
         own = noise_factor * (draws.noise_length - draws.num_dimensions)
         own += image_factor * draws.product
         square = 2.0 * draws.num_dimensions * noise_factor**2 + draws.mean_length * image_factor**2
@@ -247,12 +384,10 @@ class _PosteriorMean:
         self._weight = self._product = 0.0
 
     def add(self, weight: object, product: object) -> None:
-        """Takes a block of exp(exponent) and of that times the values, (M, n)."""
         self._weight = self._weight + ops.sum(weight, axis=1)
         self._product = self._product + ops.sum(product, axis=1)
 
     def value(self) -> np.ndarray:
-        """Returns the mean, float64 (M,)."""
         return _float64(self._product / self._weight)
 
     def log_sum(self) -> np.ndarray:
@@ -272,7 +407,6 @@ class _Growth:
         self._most = self._after = None  # ln sum_i exp(exponent_i + change_i), with its scale
 
     def add(self, exponent: object, change: object) -> None:
-        """Takes a block of exponents and of their changes, (M, n)."""
         weight, after = ops.exp(exponent), exponent + change
         small = weight * ops.expm1(ops.clip(change, -1.0, 1.0))
         self._mean.add(weight, ops.where(ops.abs(change) < 1.0, small, ops.exp(after) - weight))
@@ -285,7 +419,6 @@ class _Growth:
         self._most, self._after = most, total
 
     def value(self) -> np.ndarray:
-        """Returns the growth, float64 (M,)."""
         large = _float64(self._most) + np.log(_float64(self._after)) - self._mean.log_sum()
         with np.errstate(all="ignore"):  # where it is large the mean is not used
             small = np.log1p(self._mean.value())

@@ -1,4 +1,4 @@
-"""The report of a study: figures, every number as CSV, clusters as JSON, and a page in words."""
+"""The report of a study: figures, numbers as CSV, clusters as JSON, and a page in words."""
 
 import csv
 import dataclasses
@@ -15,9 +15,7 @@ from keras_cdiff.curriculum import Clusters, difficulty_clusters
 from keras_cdiff.evaluation.validation_loss import cumulative_mass
 from keras_cdiff.objectives import Objective
 from keras_cdiff.schedules import Schedule
-from keras_cdiff.study.curves import converged, iterations_to_reach, normalised
-from keras_cdiff.study.entropy_curve import EntropyCurve, log_snr
-from keras_cdiff.study.expert_curves import ExpertCurves
+from keras_cdiff.study.curves import ExpertCurves, converged, iterations_to_reach, normalised
 from keras_cdiff.study.page import report_page
 from keras_cdiff.study.plots import (
     plot_clusters,
@@ -26,6 +24,7 @@ from keras_cdiff.study.plots import (
     plot_losses,
     plot_qualities,
 )
+from keras_cdiff.study.relative_entropy import EntropyCurve, log_snr
 from keras_cdiff.training.building import make_clusters
 from keras_cdiff.training.configuration import CLUSTERS
 
@@ -40,12 +39,8 @@ def write_report(
     num_clusters: int | None = None,
     conditions: Sequence[str] = (),
 ) -> Path:
-    """Writes the report of a study into a folder.
-
-    REPORT.md says what was found; the figures lie beside it as PNG and SVG, every number in
-    experts.csv, losses.csv, qualities.csv, relative_entropy.csv and clusters.csv, and the clusters
-    of equal difficulty in clusters_relative_entropy.json and clusters_convergence.json, for
-    apps/train.py --clusters.
+    """Writes REPORT.md, which says what a study has found, and beside it the figures as PNG, the
+    numbers as CSV and the clusters of equal difficulty as JSON, for apps/train.py --clusters.
 
     Args:
         folder: where to; made if missing.
@@ -62,7 +57,11 @@ def write_report(
     schedule = keras.saving.deserialize_keras_object(config["model"]["schedule"])
     objective = keras.saving.deserialize_keras_object(config["model"]["objective"])
     partitions = _partitions(config, objective, entropies, experts, num_clusters)
-    _remove_report(folder)
+    # Of an earlier report not every file may be written again.
+    for stem in ("clusters*", "experts", "iterations", "losses", "qualities", "relative_entropy*"):
+        for suffix in (".csv", ".json", ".png"):
+            for path in folder.glob(stem + suffix):
+                path.unlink()
     for clusters in partitions:
         if clusters.name.startswith("difficulty"):
             clusters.save(folder / f"clusters_{clusters.name.removeprefix('difficulty: ')}.json")
@@ -83,20 +82,12 @@ def write_report(
     return page
 
 
-def _remove_report(folder: Path) -> None:
-    """Removes an earlier report of the study, of which not every file may be written again."""
-    for stem in ("clusters*", "experts", "iterations", "losses", "qualities", "relative_entropy*"):
-        for suffix in (".csv", ".json", ".png", ".svg"):
-            for path in folder.glob(stem + suffix):
-                path.unlink()
-
-
 def convergence_clusters(
     experts: Sequence[ExpertCurves], objective: Objective, num_clusters: int, fraction: float = 0.9
 ) -> Clusters:
     """Returns clusters that take equally many iterations to converge, judged by the experts.
 
-    An expert's iterations are spread over its interval as the objective draws levels there.
+    Within its interval an expert's iterations have the objective's density.
 
     Args:
         experts: by ascending noise.
@@ -148,74 +139,49 @@ def _partitions(
 
 def _write_experts(folder: Path, schedule: Schedule, experts: Sequence[ExpertCurves]) -> None:
     rows, losses, qualities = [], [], []
-    for expert in experts:
-        low, high = expert.interval
-        head = {"expert": expert.number, "low": low, "high": high}
-        snr = log_snr(schedule, np.minimum(np.array([high, low]), schedule.bounds[1]))
-        rows.append(
-            {
-                **head,
-                "log_snr_low": snr[0],
-                "log_snr_high": snr[1],
-                "loss_first": expert.loss[0],
-                "loss_converged": converged(expert.loss),
-                **{
-                    f"iterations_{fraction:.0%}": iterations_to_reach(
-                        expert.steps, expert.loss, fraction
-                    )
-                    for fraction in FRACTIONS
-                },
-                "quality_first": expert.quality[0] if expert.quality else None,
-                "quality_last": expert.quality[-1] if expert.quality else None,
-                "quality_reference": expert.floor,
-                "seconds": expert.seconds,
-            }
-        )
-        columns = (expert.steps, expert.loss, expert.loss_error, normalised(expert.loss))
-        names = ("step", "loss", "standard_error", "normalised")
-        losses += [{**head, **dict(zip(names, row, strict=True))} for row in zip(*columns)]  # noqa: B905
-        for step, distance in zip(expert.quality_steps, expert.quality, strict=True):
-            qualities.append({**head, "step": step, "frechet_distance": distance})
-    _write_csv(folder / "experts.csv", rows)
-    _write_csv(folder / "losses.csv", losses)
+    for e in experts:
+        low, high = e.interval
+        head = e.number, low, high
+        snr = log_snr(schedule, np.minimum([high, low], schedule.bounds[1]))
+        needed = (iterations_to_reach(e.steps, e.loss, fraction) for fraction in FRACTIONS)
+        ends = (e.quality[0], e.quality[-1]) if e.quality else (None, None)
+        rows.append((*head, *snr, e.loss[0], converged(e.loss), *needed, *ends, e.floor, e.seconds))
+        columns = zip(e.steps, e.loss, e.loss_error, normalised(e.loss), strict=False)
+        losses += [(*head, *row) for row in columns]
+        qualities += [(*head, *row) for row in zip(e.quality_steps, e.quality, strict=True)]
+    names = "log_snr_low,log_snr_high,loss_first,loss_converged,iterations_50%,iterations_90%"
+    names += ",quality_first,quality_last,quality_reference,seconds"
+    _write_csv(folder / "experts.csv", f"expert,low,high,{names}", rows)
+    names = "expert,low,high,step,loss,standard_error,normalised"
+    _write_csv(folder / "losses.csv", names, losses)
     if qualities:
-        _write_csv(folder / "qualities.csv", qualities)
+        _write_csv(folder / "qualities.csv", "expert,low,high,step,frechet_distance", qualities)
 
 
 def _write_entropies(folder: Path, entropies: Sequence[EntropyCurve]) -> None:
     rows = []
     for curve in entropies:
-        columns = (curve.levels, curve.log_snr, curve.estimate, curve.error, curve.per_level)
-        for level, snr, estimate, error, per_level in zip(*columns, strict=True):
-            rows.append(
-                {
-                    "schedule": curve.name,
-                    "level": level,
-                    "log_snr": snr,
-                    "nats": estimate,
-                    "standard_error": error,
-                    "nats_per_dimension": estimate / curve.num_dimensions,
-                    "standard_error_per_dimension": error / curve.num_dimensions,
-                    "nats_by_steps_of_level": per_level,
-                }
-            )
-    _write_csv(folder / "relative_entropy.csv", rows)
+        columns = (curve.levels, curve.log_snr, curve.estimate, curve.error)
+        per_dimension = (curve.estimate / curve.num_dimensions, curve.error / curve.num_dimensions)
+        columns = zip(*columns, *per_dimension, curve.per_level, strict=True)
+        rows += [(curve.name, *row) for row in columns]
+    names = "schedule,level,log_snr,nats,standard_error,nats_per_dimension"
+    names += ",standard_error_per_dimension,nats_by_steps_of_level"
+    _write_csv(folder / "relative_entropy.csv", names, rows)
 
 
 def _write_clusters(folder: Path, schedule: Schedule, partitions: Sequence[Clusters]) -> None:
     rows = []
     for clusters in partitions:
         values = log_snr(schedule, np.minimum(clusters.edges, schedule.bounds[1]))
-        for number, (edge, snr) in enumerate(zip(clusters.edges, values, strict=True)):
-            rows.append({"clusters": clusters.name, "edge": number, "level": edge, "log_snr": snr})
-    _write_csv(folder / "clusters.csv", rows)
+        edges = zip(clusters.edges, values, strict=True)
+        rows += [(clusters.name, number, *edge) for number, edge in enumerate(edges)]
+    _write_csv(folder / "clusters.csv", "clusters,edge,level,log_snr", rows)
 
 
-def _write_csv(path: Path, rows: list[dict]) -> None:
+def _write_csv(path: Path, names: str, rows: Sequence[tuple]) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            csv.writer(file, lineterminator="\n").writerows([names.split(","), *rows])
 
     write_whole(path, write)

@@ -14,10 +14,9 @@ from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import open_source, read_images
 from keras_cdiff.distribution import local_work, share, sharing
 from keras_cdiff.evaluation import Evaluator, open_extractor
-from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule
-from keras_cdiff.study.convergence import ConvergenceStudy
-from keras_cdiff.study.entropy_curve import measure_entropy
-from keras_cdiff.study.measuring import refuse_another_study
+from keras_cdiff.schedules import EDM, Cosine, LinearBeta, RectifiedFlow
+from keras_cdiff.study.convergence import ConvergenceStudy, refuse_another_study
+from keras_cdiff.study.relative_entropy import measure_entropy
 from keras_cdiff.study.report import write_report
 from keras_cdiff.training.configuration import differences
 from keras_cdiff.version import __version__
@@ -46,9 +45,9 @@ def run_study(
 ) -> Path | None:
     """Trains the experts of a study, as far as they are missing, and writes its report.
 
-    The processes of `distribution.shared_by` share the experts that are missing, of which each
-    trains one at a time, and the levels of the relative entropies. The first trains
-    the reference and writes the report, while the others wait.
+    The processes of `distribution.shared_by` share the missing experts, each of which one process
+    trains by itself, and the levels of the relative entropies. The first trains the reference and
+    writes the report, while the others wait.
 
     Args:
         folder: of the study and its report.
@@ -94,22 +93,12 @@ def run_study(
             network = open_extractor(extractor)
             evaluator = Evaluator(network, ["frechet_distance"], progress=False)
         study = ConvergenceStudy(
-            folder,
-            config,
-            steps,
-            num_experts,
-            clusters,
-            reference,
-            evaluator,
-            num_images=quality_images,
-            num_steps=num_steps,
-            quality_every=quality_every,
-            loss_every=loss_every,
+            *(folder, config, steps, num_experts, clusters, reference, evaluator),
+            *(quality_images, num_steps, quality_every, loss_every),
         )
-        missing = _train(study, config, numbers)
-        if missing:
-            shown = ", ".join(map(str, missing))
+        if missing := _train(study, config, numbers):
             if processes.first:
+                shown = ", ".join(map(str, missing))
                 print(f"Experts still to be trained before there is a report: {shown}", flush=True)
             return None
     with local_work():
@@ -118,9 +107,10 @@ def run_study(
     images, _ = read_images(source, backbone["image_size"], backbone["channels"], entropy_images)
     began = time.perf_counter()
     own = keras.saving.deserialize_keras_object(config["model"]["schedule"])
+    others = (SCHEDULES[name]() for name in dict.fromkeys(schedules))
     curves = [
         measure_entropy(images, schedule, num_levels, num_draws, config["seed"])
-        for schedule in _different([own, *(SCHEDULES[name]() for name in schedules)])
+        for schedule in (own, *(other for other in others if type(other) is not type(own)))
     ]
     seconds = time.perf_counter() - began
     page = Path(folder) / "REPORT.md"
@@ -134,11 +124,7 @@ def run_study(
 
 
 def _train(study: ConvergenceStudy, config: dict, numbers: Sequence[int]) -> list[int]:
-    """Trains the reference and, shared among the processes, those of the experts that are missing.
-
-    Returns:
-        The experts that are missing then.
-    """
+    """Trains the reference and missing experts of some numbers; returns those missing then."""
     with local_work() as processes:
         if processes.first:
             _claim(study.folder, config)
@@ -180,14 +166,6 @@ def _numbers(experts: Sequence[int | str] | None, num_experts: int) -> list[int]
     return numbers
 
 
-def _different(schedules: Sequence[Schedule]) -> list[Schedule]:
-    """The schedules without those that are of a kind with an earlier one."""
-    kinds: dict[type, Schedule] = {}
-    for schedule in schedules:
-        kinds.setdefault(type(schedule), schedule)
-    return list(kinds.values())
-
-
 def _conditions(
     config: dict,
     images: np.ndarray,
@@ -206,7 +184,7 @@ def _conditions(
     ]
     if study is None:
         return sentences
-    times, training = study.seconds(), config["training"]
+    training = config["training"]
     sentences.append(
         f"{study.num_experts} experts, {study.clusters.name} intervals, {study.steps} steps of "
         f"{training['batch_size']} images each at a learning rate of "
@@ -222,10 +200,8 @@ def _conditions(
             f"FID; {study.config['sampling']['sampler']} with about {study.num_steps} steps from "
             "most noise down."
         )
-    trained = [seconds for part, seconds in times.items() if part != "reference"]
-    own = times.get("reference")
-    whose = f", the reference model {own / 60:.0f} min" if own else "; the reference was given"
-    if study.evaluator is None:
-        whose = ""
-    sentences.append(f"The experts took {sum(trained) / 60:.0f} min in all{whose}.")
-    return sentences
+    minutes = {part: seconds / 60 for part, seconds in study.seconds().items()}
+    own, whose = minutes.pop("reference", None), ""
+    if study.evaluator is not None:
+        whose = f", the reference model {own:.0f} min" if own else "; the reference was given"
+    return [*sentences, f"The experts took {sum(minutes.values()):.0f} min in all{whose}."]

@@ -16,7 +16,7 @@ from keras_cdiff.training.generation import (
     prompt_contexts,
     sampling_settings,
 )
-from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption, WorkdirLock
+from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption
 from keras_cdiff.training.model_state import restore, snapshot
 from keras_cdiff.training.run import train
 from keras_cdiff.training.run_data import open_run_autoencoder
@@ -36,7 +36,6 @@ __all__ = [
     "StopAt",
     "TensorBoardWriter",
     "Workdir",
-    "WorkdirLock",
     "evaluate_model",
     "generate",
     "load",

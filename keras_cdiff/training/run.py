@@ -30,7 +30,7 @@ from keras_cdiff.training.configuration import of_run
 from keras_cdiff.training.continuation import continue_run, fit_intervals
 from keras_cdiff.training.evaluation import evaluation_callbacks
 from keras_cdiff.training.generation import SampleGrid
-from keras_cdiff.training.interruption import Interruption, WorkdirLock
+from keras_cdiff.training.interruption import Interruption
 from keras_cdiff.training.run_data import ReadErrors, RunData, open_data
 from keras_cdiff.training.settings import Checkpoints, Training
 from keras_cdiff.training.workdir import Workdir
@@ -96,7 +96,7 @@ def _train(
         observers = evaluation_callbacks(model, data, sampler, folder, tensorboard)
     observers += callbacks
     with contextlib.ExitStack() as stack:
-        on_rank0(engine.processes, lambda: stack.enter_context(WorkdirLock(folder.path)))
+        on_rank0(engine.processes, lambda: stack.enter_context(folder.lock()))
         with shared_by(engine.processes):  # captions are embedded once for all
             data.embed_captions(folder.path)
         if config["training"]["sample_every"]:
@@ -164,7 +164,7 @@ def _fit(
         silence(run_log)
     on_rank0(processes, lambda: _claim(folder, data, step, saver.folder))
     reader = ReadErrors(data.source)
-    try:
+    with reader.errors.raised(unless=(FloatingPointError, Interrupted)):
         fit_intervals(
             model,
             lambda start: engine.batches(data.batches(start, engine.shard, reader)),
@@ -180,12 +180,6 @@ def _fit(
             ],
             metrics,
         )
-    except (FloatingPointError, Interrupted):
-        raise
-    except Exception:
-        if reader.error is not None:
-            raise reader.error  # noqa: B904 (the same error, perhaps in TensorFlow's words)
-        raise
 
 
 def _checkpoint_callback(

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_cdiff.autoencoders import Autoencoder, open_autoencoder
 from keras_cdiff.common.arrays import evenly_spaced
+from keras_cdiff.common.errors import RetainedError
 from keras_cdiff.data import (
     Source,
     TextEncoder,
@@ -242,36 +243,32 @@ def _check_kind(config: dict) -> None:
 
 
 class ReadErrors:
-    """Hands on the examples of a source, and keeps the error of one that cannot be read.
-
-    Frameworks read examples in threads of theirs; TensorFlow reports an error there as one of its
-    own, pages long.
+    """Reads the examples of a source, and keeps the error of one that cannot be read.
 
     Args:
         source: the source.
 
     Attributes:
-        error: the ValueError that names the example, or None.
+        errors: keeps the ValueError that names the example.
     """
 
     def __init__(self, source: Source):
-        self.source = source
-        self.name = source.name
-        self.error: ValueError | None = None
+        self.source, self.name = source, source.name
+        self.errors = RetainedError()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict:
-        try:
-            return self.source[index]
-        except Exception as error:
-            self.error = ValueError(
-                "An example of the data cannot be read: restore it, then repeat the command; the "
-                f"checkpoints are intact. Received: example {index} of {self.name!r} "
-                f"({type(error).__name__}: {error})"
-            )
-            raise self.error from error
+        with self.errors.retained():
+            try:
+                return self.source[index]
+            except Exception as error:
+                raise ValueError(
+                    "An example of the data cannot be read: restore it, then repeat the command; "
+                    f"the checkpoints are intact. Received: example {index} of {self.name!r} "
+                    f"({type(error).__name__}: {error})"
+                ) from error
 
     def __repr__(self) -> str:
         return repr(self.source)

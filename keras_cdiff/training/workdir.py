@@ -32,7 +32,7 @@ import keras
 
 from keras_cdiff.autoencoders import Autoencoder
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.common.files import write_whole
+from keras_cdiff.common.files import FolderLock, write_whole
 from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.training.configuration import differences, read
 
@@ -90,6 +90,14 @@ class Workdir:
                 "apps/sample.py, train it further with more --steps, or train into another "
                 f"--workdir. {received}, with {finished} steps"
             )
+
+    def lock(self) -> FolderLock:
+        """Returns the lock that keeps a second process out, a context manager."""
+        in_use = (
+            "The workdir is in use by {holder}: wait for its end, stop it, or choose another "
+            "--workdir."
+        )
+        return FolderLock(self.path, in_use, "workdir")
 
     def weights_step(self) -> int | None:
         """Returns the training step that the weights are of; None before the run is finished."""

@@ -2,13 +2,11 @@
 
 import json
 import math
-import threading
 
 import pytest
 
 from keras_cdiff.common.files import (
     append_record,
-    exclusive,
     strict_json,
     write_whole,
     write_whole_folder,
@@ -69,21 +67,3 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         write_whole_folder(path, write)
         assert (path / "file").read_text() == "whole"
         assert not list(path.parent.glob("writing-*"))
-
-
-def test_a_second_one_is_refused_or_waits(tmp_path):
-    entered = []
-
-    def wait():
-        with exclusive(tmp_path):
-            entered.append("second")
-
-    with exclusive(tmp_path, "Only one."):
-        with pytest.raises(ValueError, match=r"Only one\. Received: folder="):
-            exclusive(tmp_path, "Only one.").__enter__()
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        waiting.join(0.2)
-        entered.append("first")
-    waiting.join(600)
-    assert entered == ["first", "second"]

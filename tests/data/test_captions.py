@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from keras_cdiff.common.files import exclusive
+from keras_cdiff.common.files import FolderLock
 from keras_cdiff.data import ArraySource, captions, open_source
 from keras_cdiff.data.captions import (
     CaptionEmbeddings,
@@ -157,12 +157,15 @@ def test_what_a_killed_process_left_is_removed(source, tmp_path):
 def test_two_processes_do_not_embed_the_same_captions(source, tmp_path):
     encoder = LetterEncoder()
     (tmp_path / "writing-abc").mkdir()  # of the other process
-    with exclusive(tmp_path, "first"), pytest.raises(ValueError, match="by another process: wait"):
+    with (
+        FolderLock(tmp_path, "first", "in use"),
+        pytest.raises(ValueError, match="by another process: wait"),
+    ):
         embed(source, encoder, tmp_path)
     assert encoder.seen == []
     assert (tmp_path / "writing-abc").exists()
     embed(source, encoder, tmp_path)
-    with exclusive(tmp_path, "first"):  # what is there is read all the same
+    with FolderLock(tmp_path, "first"):  # what is there is read all the same
         embed(source, encoder, tmp_path)
     assert len(encoder.seen) == 5
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff.autoencoders import Autoencoder, kl_networks, open_autoencoder
-from keras_cdiff.common.files import exclusive, file_digest
+from keras_cdiff.common.files import FolderLock, file_digest
 from keras_cdiff.data import ArraySource, fitted_autoencoder
 from keras_cdiff.data.latent_store import IN_USE, make_request, note
 from keras_cdiff.data.latent_writer import check_store
@@ -104,7 +104,7 @@ def test_nothing_is_fitted_for_a_folder_of_others(fits, tmp_path):
     with pytest.raises(ValueError, match=r"another request: choose another folder.*shard_size=5"):
         fitted(tmp_path, shard_size=5)
     with (
-        exclusive(tmp_path / "new", IN_USE),
+        FolderLock(tmp_path / "new", IN_USE, "in use"),
         pytest.raises(ValueError, match="written there by another process"),
     ):
         fitted(tmp_path / "new")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_cdiff.samplers import DDIM, DDPM, Heun
-from keras_cdiff.samplers.levels import noise_levels, respaced_timesteps
+from keras_cdiff.samplers.sampler import noise_levels, respaced_timesteps
 from keras_cdiff.schedules import EDM, VE, VP, LinearBeta, RectifiedFlow
 
 pytestmark = pytest.mark.backend_free

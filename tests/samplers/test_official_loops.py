@@ -9,8 +9,7 @@ from keras_cdiff.model.diffusion_model import DiffusionModel
 from keras_cdiff.objectives import UniformTimesteps
 from keras_cdiff.parameterizations import Epsilon
 from keras_cdiff.samplers import DDIM, DDPM
-from keras_cdiff.samplers.guidance import Guidance
-from keras_cdiff.samplers.sample import estimator
+from keras_cdiff.samplers.sample import Guidance, estimator
 from keras_cdiff.schedules import LinearBeta
 
 

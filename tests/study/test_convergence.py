@@ -150,11 +150,11 @@ def test_a_study_with_experts_missing_has_no_report(small, tmp_path, capsys):
 def test_a_report_replaces_that_of_its_own_study_alone(small, tmp_path):
     few = {"num_experts": 0, "num_levels": 4, "num_draws": 16}
     study.run_study(tmp_path, small(), schedules=["cosine"], **few)
-    assert (tmp_path / "relative_entropy_Cosine.svg").exists()
+    assert (tmp_path / "relative_entropy_Cosine.png").exists()
     (tmp_path / "notes.md").write_text("mine")
     study.run_study(tmp_path, small(), schedules=[], **few)
-    assert not (tmp_path / "relative_entropy_Cosine.svg").exists()
-    assert (tmp_path / "relative_entropy_EDM.svg").exists()
+    assert not (tmp_path / "relative_entropy_Cosine.png").exists()
+    assert (tmp_path / "relative_entropy_EDM.png").exists()
     assert (tmp_path / "notes.md").read_text() == "mine"
     with pytest.raises(ValueError, match=r"(?s)another study.*seed was 0 and is now 1"):
         study.run_study(tmp_path, small(seed=1), **few)

@@ -13,10 +13,10 @@ MODULE = importlib.import_module("keras_cdiff.study.relative_entropy")
 TIMESTEPS = np.unique(np.geomspace(100, 999, 20).astype(int))
 
 
-def gaussian_data(deviation, count=2000):
+def gaussian_data(std, count=2000):
     """The middles of equally probable intervals: at much noise their mixture is as Gaussian."""
     data = scipy.special.ndtri((np.arange(count) + 0.5) / count)[:, None]
-    return deviation / data.std() * data
+    return std / data.std() * data
 
 
 def within(estimate, error, expected, sigmas=3.0):

@@ -9,21 +9,27 @@ import threading
 
 import pytest
 
-from keras_cdiff.training import interruption
-from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption, WorkdirLock
+from keras_cdiff.common import files
+from keras_cdiff.training import Workdir, interruption
+from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption
 
 pytestmark = pytest.mark.backend_free
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# The module is loaded from its file: importing the package would load Keras.
-PRELUDE = """
+# Modules are loaded from their files: importing the package would load Keras.
+PRELUDE = f"""
 import importlib.util, os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-spec = importlib.util.spec_from_file_location("interruption", sys.argv[1])
-interruption = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(interruption)
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("module", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+interruption, files = load({interruption.__file__!r}), load({files.__file__!r})
 
 def say(text):
     print(text, flush=True)
@@ -53,13 +59,13 @@ with interruption.Interruption() as run:
 """
 
 HOLD = """
-with interruption.WorkdirLock(sys.argv[2]):
+with files.FolderLock(sys.argv[1], ''):
     say("locked")
     time.sleep(600)
 """
 
 HOLD_AND_FORK = """
-with interruption.WorkdirLock(sys.argv[2]):
+with files.FolderLock(sys.argv[1], ''):
     if os.fork() == 0:
         say(os.getpid())  # by now it has let go of the lock
     time.sleep(600)
@@ -72,7 +78,7 @@ def start():
     processes = []
 
     def run(script, *arguments):
-        command = [sys.executable, "-c", PRELUDE + script, interruption.__file__, *arguments]
+        command = [sys.executable, "-c", PRELUDE + script, *arguments]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -183,15 +189,15 @@ def test_a_second_process_is_refused_until_the_first_is_killed(start, tmp_path):
     workdir = tmp_path / "new" / "run"
     process = start(HOLD, str(workdir))
     assert process.stdout.readline() == "locked\n"
-    with pytest.raises(ValueError) as raised, WorkdirLock(workdir):
+    with pytest.raises(ValueError) as raised, Workdir(workdir).lock():
         pass
     message = str(raised.value)
     assert f"in use by process {process.pid} on " in message
     assert message.endswith(f"Received: workdir={str(workdir)!r}")
-    with WorkdirLock(tmp_path):  # another folder's is another lock
+    with Workdir(tmp_path).lock():  # another folder's is another lock
         process.kill()
         process.wait(timeout=600)
-    with WorkdirLock(workdir) as lock:
+    with Workdir(workdir).lock() as lock:
         assert lock.file.read_text().startswith(f"process {os.getpid()} on ")
     assert lock.file.read_text() == ""
 
@@ -201,20 +207,20 @@ def test_a_lock_ends_with_its_process_and_not_with_a_forked_child(start, tmp_pat
     child = int(process.stdout.readline())
     try:
         with pytest.raises(ValueError, match=f"process {process.pid} on "):
-            WorkdirLock(tmp_path).__enter__()
+            Workdir(tmp_path).lock().__enter__()
         process.kill()
         process.wait(timeout=600)
-        with WorkdirLock(tmp_path):
+        with Workdir(tmp_path).lock():
             os.kill(child, 0)  # it lives
     finally:
         os.kill(child, signal.SIGKILL)
 
 
 def test_a_lock_is_taken_and_given_back_within_a_process(tmp_path):
-    lock = WorkdirLock(tmp_path)
+    lock = Workdir(tmp_path).lock()
     for _ in range(2):
         with lock:
-            for other in (lock, WorkdirLock(tmp_path)):
+            for other in (lock, Workdir(tmp_path).lock()):
                 with pytest.raises(ValueError, match=f"process {os.getpid()} on "):
                     other.__enter__()
     with pytest.raises(KeyError), lock:
@@ -225,11 +231,11 @@ def test_a_lock_is_taken_and_given_back_within_a_process(tmp_path):
 
 def test_what_a_stranger_left_in_the_lock_file_does_not_matter(tmp_path):
     (tmp_path / "lock").write_bytes(b"process 1 on moon, and a long text \xff" * 99)
-    with WorkdirLock(tmp_path) as lock:
+    with Workdir(tmp_path).lock() as lock:
         assert len(lock.file.read_bytes().splitlines()) == 1
         lock.file.write_text("")
         with pytest.raises(ValueError, match="in use by another process"):
-            WorkdirLock(tmp_path).__enter__()
+            Workdir(tmp_path).lock().__enter__()
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
@@ -237,26 +243,26 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     (tmp_path / "folder" / "lock").mkdir(parents=True)
     for name in ("file", "folder"):
         with pytest.raises(ValueError, match=f"can be written to .*/{name}'$"):
-            WorkdirLock(tmp_path / name).__enter__()
+            Workdir(tmp_path / name).lock().__enter__()
 
     def refuse(*arguments):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ValueError, match=r"can be written to .*Read-only"):
-        WorkdirLock(tmp_path).__enter__()
+        Workdir(tmp_path).lock().__enter__()
 
 
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(interruption.fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match="has no locks"), WorkdirLock(tmp_path):
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="has no locks"), Workdir(tmp_path).lock():
         pass
 
 
 def test_nothing_is_locked_where_python_cannot(tmp_path, monkeypatch):
-    monkeypatch.setattr(interruption, "fcntl", None)
-    with WorkdirLock(tmp_path / "a"), WorkdirLock(tmp_path / "a") as lock:
+    monkeypatch.setattr(files, "fcntl", None)
+    with Workdir(tmp_path / "a").lock(), Workdir(tmp_path / "a").lock() as lock:
         assert not lock.path.exists()

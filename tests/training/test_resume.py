@@ -13,7 +13,6 @@ from keras_cdiff import training
 from keras_cdiff.data import ArraySource, make_dataset
 from keras_cdiff.training import checkpoint, run_data
 from keras_cdiff.training.checkpoint import read_checkpoint
-from keras_cdiff.training.interruption import WorkdirLock
 
 pytestmark = pytest.mark.one_backend
 
@@ -130,7 +129,10 @@ def test_what_cannot_go_on_is_refused_and_left_alone(workdir, settings, monkeypa
             ValueError, match=r"data\.class_names was \[\] and is now \['a', 'b', 'c'\]"
         ):
             training.train(settings, workdir)
-    with WorkdirLock(workdir), pytest.raises(ValueError, match=f"in use by process {os.getpid()}"):
+    with (
+        training.Workdir(workdir).lock(),
+        pytest.raises(ValueError, match=f"in use by process {os.getpid()}"),
+    ):
         training.train(settings, workdir)
     assert files_of(workdir) == before
 

@@ -42,10 +42,10 @@ def dry_run(program, capsys, monkeypatch, *flags):
 
 @pytest.mark.parametrize("size", ["smoke", "cpu", "gpu"])
 def test_all_methods_of_a_setting_have_one_budget_and_one_rate(program, size):
-    table = program.table.runs(size)
+    table = program.settings.runs(size)
     assert len({run.name for run in table}) == len(table)
     assert len({run.name.replace("/", "_") for run in table}) == len(table)  # their logs
-    for name, setting in program.table.SIZES[size].items():
+    for name, setting in program.settings.SIZES[size].items():
         rate = setting.preset["training"]["learning_rate"]
         ours = [run for run in table if run.setting == name]
         assert {run.method for run in ours} == {*setting.methods}
@@ -65,7 +65,7 @@ def test_all_methods_of_a_setting_have_one_budget_and_one_rate(program, size):
 def test_the_dry_run_of_the_comparison_shows_each_method(program, capsys, monkeypatch):
     configs = dry_run(program, capsys, monkeypatch, "--only=emoji_edm/")
     by_method = {name.split("/")[1]: config for name, config in configs.items()}
-    assert {*by_method} == {*program.table.SIZES["cpu"]["emoji_edm"].methods}
+    assert {*by_method} == {*program.settings.SIZES["cpu"]["emoji_edm"].methods}
     plain = by_method.pop("vanilla")
     assert plain["curriculum"] is None
     curricula = {name: config["curriculum"] for name, config in by_method.items()}
@@ -90,7 +90,7 @@ def test_the_steps_of_stages_come_in_random_order_and_go_on_exactly(program, mak
         """The range of each step, of a run that stands at `first`."""
         model = make_model()
         model.iteration.assign(first)
-        unordered = program.unordered.UnorderedStages(clusters, 20, seed, block=5)
+        unordered = program.one_run.UnorderedStages(clusters, 20, seed, block=5)
         unordered.set_model(model)
         unordered.on_train_begin()
         seen = []
@@ -109,7 +109,7 @@ def test_the_steps_of_stages_come_in_random_order_and_go_on_exactly(program, mak
     assert intervals(0, 60, seed=1) != seen
     for block in (0, 15):
         with pytest.raises(ValueError, match=f"Received: block={block}, stage_steps=20"):
-            program.unordered.UnorderedStages(clusters, 20, block=block)
+            program.one_run.UnorderedStages(clusters, 20, block=block)
 
 
 def test_the_unordered_control_takes_the_steps_of_the_method_it_names(
@@ -120,7 +120,7 @@ def test_the_unordered_control_takes_the_steps_of_the_method_it_names(
     monkeypatch.setattr(program.one_run, "Samples", lambda *_: samples)
     monkeypatch.setattr(training, "train", lambda *arguments: seen.append(arguments))
     for method in ("fixed", "unordered"):
-        run = program.table.Run("emoji_edm", method, 3, 4e-3)
+        run = program.settings.Run("emoji_edm", method, 3, 4e-3)
         program.one_run.train(run, "cpu", tmp_path)
     (ordered, _, (_,)), (config, _, (_, control)) = seen
     assert config["curriculum"] is None
@@ -164,7 +164,7 @@ def test_each_command_of_the_page_can_be_tried(program, capsys, monkeypatch, fla
     configs = dry_run(program, capsys, monkeypatch, *flags)
     size = next((f.split("=")[1] for f in flags if f.startswith("--size=")), "cpu")
     only = tuple(next((f.split("=")[1] for f in flags if f.startswith("--only=")), "").split(","))
-    expected = [run.name for run in program.table.runs(size) if run.name.startswith(only)]
+    expected = [run.name for run in program.settings.runs(size) if run.name.startswith(only)]
     assert [*configs] == expected
     if size != "paper":
         return
@@ -225,7 +225,7 @@ def test_results_of_another_budget_are_refused(program, capsys, monkeypatch, tmp
 
 def test_an_unknown_run_is_named(program):
     with pytest.raises(ValueError, match=r"--size=cpu --list.*run='emoji'"):
-        program.table.find_run("cpu", "emoji")
+        program.settings.find_run("cpu", "emoji")
 
 
 def make_record(run, **changes):
@@ -263,15 +263,16 @@ def table_program(tmp_path):
     """
     folder = tmp_path / "programs"
     folder.mkdir()
-    for name in ("run", "workers", "records"):
-        shutil.copy(ROOT / "benchmarks" / "curriculum" / f"{name}.py", folder)
+    for name in ("run", "analysis"):
+        shutil.copy(ROOT / "experiments" / "curriculum" / f"{name}.py", folder)
     records = {name: make_record(name) for name in ("s/a", "s/bad", "t/long", "s/b")}
     (folder / "data_sets.py").write_text("path_of = None")
-    (folder / "table.py").write_text(
+    (folder / "settings.py").write_text(
         textwrap.dedent(f"""
         from types import SimpleNamespace
         preset = {{"data": "emoji", "training": {{"steps": 5, "batch_size": 2}}}}
         setting = SimpleNamespace(data=None, preset=preset, curve_samples=2, final_samples=3)
+        METHODS, Setting = {{}}, None
         SIZES = {{"cpu": {{"s": setting, "t": setting}}}}
         Run = SimpleNamespace
         def runs(size):
@@ -355,6 +356,6 @@ def test_runs_are_worked_off_and_what_is_done_stays_done(table_program):
 
 
 def test_a_method_of_measured_clusters_needs_them(program, tmp_path):
-    run = program.table.find_run("cpu", "emoji_edm/difficulty/lr0.004/seed0")
+    run = program.settings.find_run("cpu", "emoji_edm/difficulty/lr0.004/seed0")
     with pytest.raises(ValueError, match=r"a study has measured.*clusters=None"):
         program.one_run.configuration(run, "cpu", tmp_path)

@@ -3,23 +3,17 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from comparison import cluster_losses, paired_difference
-from records import Results, curves, final_distances
+from analysis import Results, cluster_losses, curves, final_distances, paired_difference
+from matplotlib import colormaps
 
-from keras_cdiff.common.files import write_whole
+from keras_cdiff.study.plots import new_figure, save_figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+HEIGHT = 4.8  # inches
 
 
 def plan_figures(results: Results) -> list[tuple[str, str, Callable[[Path], None]]]:
-    """Returns what can be drawn of a setting: (name of the file, what is on it, draws it).
-
-    Args:
-        results: of the setting.
-    """
+    """Returns what can be drawn of a setting: (name of the file, what is on it, draws it)."""
     title, plan = results.setting.title, []
     # Controls and other weights are seen beside the first and a curriculum of its kind.
     known = results.curricula[:2]
@@ -32,10 +26,11 @@ def plan_figures(results: Results) -> list[tuple[str, str, Callable[[Path], None
         if methods:
             alt = f"{title}: Fréchet distance against steps, {words}"
             plan.append((stem, alt, partial(plot_curves, results, methods)))
+    # Those that have a seed in common with the first.
     others = [
-        m
-        for m in (*results.curricula, *results.controls, *results.weights)
-        if m in _others(results)
+        method
+        for method in results.compared
+        if method != results.first and {*results.runs[method]} & {*results.baseline}
     ]
     if others:
         against = results.titles[results.first]
@@ -53,14 +48,8 @@ def plan_figures(results: Results) -> list[tuple[str, str, Callable[[Path], None
 
 
 def plot_curves(results: Results, methods: Sequence[str], path: str | Path) -> None:
-    """Draws the mean Frechet distance of methods against the step, with a band over their seeds.
-
-    Args:
-        results: of the setting.
-        methods: which.
-        path: of the PNG file.
-    """
-    figure, axes = _figure("steps", "Frechet distance, mean and range over seeds")
+    """Draws the mean Frechet distance of methods against the step, with a band over their seeds."""
+    figure, axes = new_figure("steps", "Frechet distance, mean and range over seeds", HEIGHT)
     for method, colour in zip(methods, _colours(results, methods), strict=True):
         steps, distances = curves(results.runs[method])
         label = f"{results.titles[method]} ({_seeds(len(distances))})"
@@ -71,20 +60,14 @@ def plot_curves(results: Results, methods: Sequence[str], path: str | Path) -> N
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         formatted("{x:.4g}")
     _legend(figure)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_differences(results: Results, methods: Sequence[str], path: str | Path) -> None:
-    """Draws the final Frechet distance of methods relative to the first, paired, with intervals.
-
-    Args:
-        results: of the setting.
-        methods: which.
-        path: of the PNG file.
-    """
+    """Draws the final Frechet distance of methods relative to the first, paired, with intervals."""
     first = results.titles[results.first]
     height = 1.4 + 0.36 * len(methods)
-    figure, axes = _figure(f"Frechet distance, % above that of {first}", "", height)
+    figure, axes = new_figure(f"Frechet distance, % above that of {first}", "", height)
     expected, labels = final_distances(results.baseline), []
     for row, (method, colour) in enumerate(zip(methods, _colours(results, methods), strict=True)):
         distances = final_distances(results.runs[method])
@@ -96,19 +79,14 @@ def plot_differences(results: Results, methods: Sequence[str], path: str | Path)
     axes.axvline(0.0, color="grey", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_clusters(results: Results, methods: Sequence[str], path: str | Path) -> None:
-    """Draws the last validation loss by noise cluster, relative to the first method's.
-
-    Args:
-        results: of the setting.
-        methods: which.
-        path: of the PNG file.
-    """
+    """Draws the last validation loss by noise cluster, relative to the first method's."""
     first = results.titles[results.first]
-    figure, axes = _figure("noise cluster, by ascending noise", f"loss, % above that of {first}")
+    y_label = f"loss, % above that of {first}"
+    figure, axes = new_figure("noise cluster, by ascending noise", y_label, HEIGHT)
     for number, (method, colour) in enumerate(
         zip(methods, _colours(results, methods), strict=True)
     ):
@@ -124,47 +102,22 @@ def plot_clusters(results: Results, methods: Sequence[str], path: str | Path) ->
     axes.axhline(0.0, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(1, len(estimates) + 1))
     _legend(figure)
-    _save(figure, path)
-
-
-def _others(results: Results) -> list[str]:
-    """The methods that have a seed in common with the first."""
-    common = (m for m, runs in results.runs.items() if set(runs) & set(results.baseline))
-    return [method for method in common if method != results.first]
+    save_figure(figure, path)
 
 
 def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"{count} seeds"
 
 
-def _figure(x_label: str, y_label: str, height: float = 4.8) -> tuple["Figure", object]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, height), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _legend(figure: "Figure") -> None:
+def _legend(figure: object) -> None:
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
 
 
 def _colours(results: Results, methods: Sequence[str]) -> list:
     """Black for the first method, and for each other one colour in all figures of the setting."""
-    from matplotlib import colormaps
-
     order = [*results.curricula, *results.controls, *results.weights]
     order = [method for method in order if method != results.first]
     palette = colormaps["tab10"].colors
     return [
         "black" if m == results.first else palette[order.index(m) % len(palette)] for m in methods
     ]
-
-
-def _save(figure: "Figure", path: str | Path) -> None:
-    # Without the version of matplotlib, the same numbers give the same file.
-    options = {"dpi": 130, "metadata": {"Software": None}}
-    write_whole(path, lambda file: figure.savefig(file, **options))

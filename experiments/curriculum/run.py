@@ -1,27 +1,33 @@
 """Runs the table: each run is trained, then measured, and leaves one line in results.jsonl.
 
-    python benchmarks/curriculum/data_sets.py --output=evidence/data
-    python benchmarks/curriculum/run.py --output=evidence --jobs=2 --extractor=mobilenet_v2@64
-    python benchmarks/curriculum/report.py --results=evidence/results.jsonl \
+    python experiments/curriculum/data_sets.py --output=evidence/data
+    python experiments/curriculum/run.py --output=evidence --jobs=2 --extractor=mobilenet_v2@64
+    python experiments/curriculum/report.py --results=evidence/results.jsonl \
         --page=evidence/evidence.md
 
 A repeated command goes on: what is in results.jsonl is done, a run that was interrupted continues
 from its newest checkpoint. --list shows the table and what is done, --dry_run the configuration of
-each run, opening no data; --size=gpu and --size=paper ask the same for larger networks.
+each run, opening no data; --size=gpu and --size=paper answer the same for larger networks.
 """
 
 import argparse
 import json
+import math
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+from analysis import read_results
 from data_sets import path_of
-from records import read_results
-from table import SIZES, Run, runs
-from workers import EXIT_INTERRUPTED, GIVEN, work
+from settings import METHODS, SIZES, Run, runs
 
+HERE = Path(__file__).parent
+EXIT_INTERRUPTED = 75  # as training.EXIT_INTERRUPTED, without Keras in the process that waits
+# Which flags of a source each program takes.
+TAKES = {"one_run": ("data", "held_out"), "measure": ("reference",)}
 SOURCES = {
     "data": "training images",
     "held_out": "images held out, for the validation loss",
@@ -53,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         table = select(options)
-        options.given = {kind: by_setting(kind, options) for kind in SOURCES}
+        options.sources = {kind: by_setting(kind, options) for kind in SOURCES}
         if options.dry_run:
             dry_run(table, options)
             return
@@ -79,11 +85,7 @@ def main() -> None:
 
 
 def select(options: argparse.Namespace) -> list[Run]:
-    """Returns the runs that are asked for.
-
-    Raises:
-        ValueError: if there are none, or a number is out of its range.
-    """
+    """Returns the runs of --size that --only names."""
     if options.size not in SIZES:
         raise ValueError(f"--size must be one of {', '.join(SIZES)}. Received: {options.size!r}")
     if options.jobs < 1 or (options.minutes is not None and not options.minutes > 0.0):
@@ -101,11 +103,7 @@ def select(options: argparse.Namespace) -> list[Run]:
 
 
 def by_setting(kind: str, options: argparse.Namespace) -> dict[str, str]:
-    """Returns what was given as SETTING=SOURCE, by setting.
-
-    Raises:
-        ValueError: if that is not what was given, or the table names another source.
-    """
+    """Returns a flag's values SETTING=SOURCE, by setting."""
     settings, values = SIZES[options.size], getattr(options, kind)
     for value in values:
         name, equals, _ = value.partition("=")
@@ -130,7 +128,7 @@ def check_data(settings: set[str], options: argparse.Namespace) -> None:
                     f"{name} needs its images: run data_sets.py --output={folder} "
                     f"--names={setting.data} first. Received: no {setting.data}_*.npz there"
                 )
-        elif setting.preset["data"].endswith("PATH") and name not in options.given["data"]:
+        elif setting.preset["data"].endswith("PATH") and name not in options.sources["data"]:
             raise ValueError(
                 f"{name} needs its images: --data={name}={setting.preset['data']}. Received: none"
             )
@@ -138,11 +136,10 @@ def check_data(settings: set[str], options: argparse.Namespace) -> None:
 
 def dry_run(table: list[Run], options: argparse.Namespace) -> None:
     """Prints the configuration of each run as a line of JSON."""
-    from methods import METHODS
     from one_run import configuration
 
     for run in table:
-        data, held_out = (options.given[kind].get(run.setting) for kind in GIVEN["one_run"])
+        data, held_out = (options.sources[kind].get(run.setting) for kind in TAKES["one_run"])
         clusters = "quantile" if METHODS[run.method].measured_clusters else None
         folder = options.output or Path("OUTPUT")
         config = configuration(run, options.size, folder, data, held_out, clusters)
@@ -154,11 +151,7 @@ def dry_run(table: list[Run], options: argparse.Namespace) -> None:
 
 
 def finished(output: Path, size: str) -> set[str]:
-    """Returns the names of the runs that results.jsonl holds.
-
-    Raises:
-        ValueError: if a line is damaged, or of a run with another budget than the table's.
-    """
+    """Returns the names of the runs that results.jsonl holds."""
     path = output / "results.jsonl"
     records = read_results(path, size) if path.is_file() else []
     for record in records:
@@ -178,6 +171,83 @@ def finished(output: Path, size: str) -> set[str]:
                 f"another --output, or remove the line. Received: {record['run']} with {found}"
             )
     return {record["run"] for record in records}
+
+
+def work(pending: list[str], options: argparse.Namespace) -> int:
+    """Trains and measures runs, some at a time, in order; returns an exit code."""
+    end = time.monotonic() + 60.0 * (math.inf if options.minutes is None else options.minutes)
+    cores = _cores(options.jobs)
+    busy: dict[int, tuple[str, str, subprocess.Popen, float]] = {}
+    failed = []
+    queue = [(name, "one_run") for name in pending]
+    try:
+        while queue or busy:
+            for slot in range(options.jobs):
+                if slot in busy and busy[slot][2].poll() is not None:
+                    name, program, process, began = busy.pop(slot)
+                    seconds = time.monotonic() - began
+                    print(
+                        f"{name}: {program} ended with {process.returncode} in {seconds:.0f} s",
+                        flush=True,
+                    )
+                    if process.returncode:
+                        failed.append(name)
+                    elif program == "one_run":
+                        queue.insert(0, (name, "measure"))
+                if slot not in busy and queue:
+                    name, program = queue.pop(0)
+                    process = _start(name, program, options, cores[slot])
+                    busy[slot] = (name, program, process, time.monotonic())
+            if time.monotonic() > end:
+                print("out of time; the same command goes on", flush=True)
+                return EXIT_INTERRUPTED
+            time.sleep(0.5)
+    finally:
+        for *_, process, _ in busy.values():
+            process.send_signal(signal.SIGTERM)
+        for *_, process, _ in busy.values():
+            process.wait()
+    if failed:
+        print(f"failed: {', '.join(failed)}; see their .log files", flush=True)
+    return 1 if failed else 0
+
+
+def _start(name: str, program: str, options: argparse.Namespace, core: set) -> subprocess.Popen:
+    """Starts a program on a run, with its output in a file beside the run's folder."""
+    log = options.output / options.size / "logs" / f"{name.replace('/', '_')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, HERE / f"{program}.py", f"--run={name}", f"--size={options.size}"]
+    command.append(f"--output={options.output}")
+    setting = name.split("/")[0]
+    sources = ((kind, options.sources[kind].get(setting)) for kind in TAKES[program])
+    command += [f"--{kind}={value}" for kind, value in sources if value]
+    backend = options.train_backend
+    if program == "measure":
+        command.append(f"--extractor={options.extractor}")
+        backend = options.measure_backend
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "JAX_COMPILATION_CACHE_DIR": str(options.output / "jax_cache"),
+    }
+    if core:
+        environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
+    with open(log, "a") as file:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            preexec_fn=(lambda: os.sched_setaffinity(0, core)) if core else None,
+        )
+
+
+def _cores(jobs: int) -> list[set[int]]:
+    """Returns the core of each job, empty if a single job may have them all."""
+    if jobs == 1 or not hasattr(os, "sched_getaffinity"):
+        return [set()] * jobs
+    cores = sorted(os.sched_getaffinity(0))
+    return [{cores[index % len(cores)]} for index in range(jobs)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The programs of benchmarks/curriculum, which find one another by plain names."""
+"""The programs of experiments/curriculum, which find one another by plain names."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "curriculum"
+FOLDER = Path(__file__).parents[2] / "experiments" / "curriculum"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.py")))
 
 

@@ -19,10 +19,10 @@ def small_run(program, tmp_path_factory):
     for _ in range(2):  # the second time there is nothing to do
         program.data_sets.prepare("emoji", folder / "data")
     options = {"num_clusters": 2, "patience": 1, "jit_compile": False}
-    staged = dataclasses.replace(program.methods.METHODS["curriculum"], options=options)
+    staged = dataclasses.replace(program.settings.METHODS["curriculum"], options=options)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(program.methods.METHODS, "curriculum", staged)
-        yield program.table.find_run("smoke", "emoji_edm/curriculum/lr0.004/seed1"), folder
+        monkeypatch.setitem(program.settings.METHODS, "curriculum", staged)
+        yield program.settings.find_run("smoke", "emoji_edm/curriculum/lr0.004/seed1"), folder
 
 
 def test_the_emoji_are_parted_once_and_for_all(small_run):
@@ -77,7 +77,7 @@ def test_samples_of_latents_are_compared_with_the_images_they_were_made_of(progr
     run, folder = small_run
     images = f"npz:{folder / 'data' / 'emoji_train.npz'}"
     config = program.one_run.configuration(run, "smoke", folder)
-    setting = program.table.SIZES["smoke"][run.setting]
+    setting = program.settings.SIZES["smoke"][run.setting]
     config["data"] = "latents:/nowhere"
     config["autoencoder"] = {"images": images, "image_size": 24}
     reference = program.measure._reference(config, setting, None)

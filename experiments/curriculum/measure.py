@@ -1,6 +1,6 @@
 """Measures the samples of one trained run, and adds its record to results.jsonl.
 
-    KERAS_BACKEND=tensorflow python benchmarks/curriculum/measure.py --output=evidence \
+    KERAS_BACKEND=tensorflow python experiments/curriculum/measure.py --output=evidence \
         --run=emoji_edm/curriculum/lr0.004/seed0 --extractor=mobilenet_v2
 
 run.py starts it. It is a program of its own since on a CPU the backend that trains fastest is not
@@ -15,8 +15,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from methods import METHODS
-from table import SIZES, Run, Setting, find_run, run_parser, workdir_of
+from settings import METHODS, SIZES, Run, Setting, find_run, run_parser, workdir_of
 
 from keras_cdiff import training
 from keras_cdiff.common.files import append_record, exclusive, strict_json
@@ -32,16 +31,7 @@ SUBSETS = 5  # of 1,000 images, of the kernel distance
 def measure(
     run: Run, size: str, output: Path, extractor: str, reference: str | None = None
 ) -> dict:
-    """Returns the record of a trained run: its curve, its end, its stages and its times.
-
-    Args:
-        run: the run.
-        size: its table.
-        output: folder of all runs.
-        extractor: network that sees the images, as `open_extractor` takes it.
-        reference: images to compare with, as `open_source` takes them; None for the training
-            data, of latents the images that they were made of.
-    """
+    """Returns the record of a trained run: its curve, its end, its stages and its times."""
     began = time.monotonic()
     method = METHODS[run.method]
     setting, workdir = SIZES[size][run.setting], workdir_of(run, size, output)
@@ -106,13 +96,13 @@ def measure(
     )
 
 
-def _reference(config: dict, setting: Setting, given: str | None) -> SourceImages:
+def _reference(config: dict, setting: Setting, reference: str | None) -> SourceImages:
     """The images to compare with, of the samples' size."""
     backbone, encoded = config["model"]["backbone"], config.get("autoencoder")
     size, channels, data = backbone["image_size"], backbone["channels"], config["data"]
     if encoded:
         size, channels, data = encoded["image_size"], 3, encoded["images"]
-    source = open_source(given or data)
+    source = open_source(reference or data)
     count = min(len(source), max(setting.final_samples, REFERENCE_IMAGES))
     return SourceImages(source, size, channels, count)
 

@@ -1,6 +1,6 @@
 """Trains one run of the table, and keeps the samples of each point of its curve.
 
-    KERAS_BACKEND=jax python benchmarks/curriculum/one_run.py --output=evidence \
+    KERAS_BACKEND=jax python experiments/curriculum/one_run.py --output=evidence \
         --run=emoji_edm/curriculum/lr0.004/seed0
 
 run.py starts it. A repeated command goes on from the run's newest checkpoint.
@@ -10,10 +10,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import keras
+import numpy as np
 from data_sets import path_of
-from methods import METHODS
-from table import SIZES, Run, Setting, find_run, run_parser, workdir_of
-from unordered import UnorderedStages
+from settings import METHODS, SIZES, Run, Setting, find_run, run_parser, workdir_of
 
 from keras_cdiff import training
 from keras_cdiff.common.callbacks import PeriodicCallback
@@ -36,12 +36,8 @@ class Samples:
     """Draws the samples by which a run is measured: the same seeds and labels in every run, labels
     in the proportions of the training data, the preset's sampler and guidance.
 
-    They are kept as images, so that another extractor can be asked later without training. The
+    They are kept as images, so that another extractor needs no training. The
     autoencoder of latents is opened at once, so that what it lacks is said before training.
-
-    Args:
-        config: the run's configuration.
-        workdir: its folder; the images go into its subfolder images.
     """
 
     def __init__(self, config: dict, workdir: Path):
@@ -72,13 +68,7 @@ class Samples:
 
 
 class KeepSamples(PeriodicCallback):
-    """Writes samples now and then while a model trains.
-
-    Args:
-        samples: what draws them.
-        every: training steps between two points of the curve.
-        num_samples: samples of each.
-    """
+    """Writes samples now and then while a model trains."""
 
     def __init__(self, samples: Samples, every: int, num_samples: int):
         super().__init__(every)
@@ -86,6 +76,43 @@ class KeepSamples(PeriodicCallback):
 
     def act(self, step: int, logs: dict | None) -> None:
         self.samples.write(self.model, f"{step:08d}", self.num_samples)
+
+
+class UnorderedStages(keras.callbacks.Callback):
+    """Trains the steps of stages of fixed length in blocks of random order, then the whole range.
+
+    Each range of noise is trained for as many steps as under `FixedPacing(stage_steps)`, and the
+    last stage, the whole range, for the same steps: only the order within the first ones differs.
+    It depends on the seed alone, so that a resumed run goes on exactly. `steps_per_execution` must
+    be 1.
+    """
+
+    def __init__(self, clusters: Clusters, stage_steps: int, seed: int = 0, block: int = 10):
+        super().__init__()
+        if block < 1 or stage_steps % block:
+            raise ValueError(
+                "`block` must be at least 1 and divide `stage_steps`. Received: "
+                f"block={block}, stage_steps={stage_steps}"
+            )
+        self.clusters, self.block = clusters, block
+        stages = np.repeat(np.arange(1, clusters.num_clusters), stage_steps // block)
+        self.stages = np.random.default_rng(seed).permutation(stages)
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._iteration = int(keras.ops.convert_to_numpy(self.model.iteration))
+        self._enter()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._iteration += 1
+        if self._iteration % self.block == 0 and self._iteration // self.block <= len(self.stages):
+            self._enter()
+
+    def _enter(self) -> None:
+        number, interval = self._iteration // self.block, self.clusters.full_interval
+        if number < len(self.stages):
+            interval = self.clusters.stage_interval(int(self.stages[number]))
+        inside = np.clip(interval, *self.model.objective.support)
+        self.model.noise_interval.assign(inside.astype("float32"))
 
 
 def configuration(
@@ -96,16 +123,7 @@ def configuration(
     held_out: str | None = None,
     clusters: Clusters | str | None = None,
 ) -> dict:
-    """Returns the configuration of a run: its method in its setting. No data is opened.
-
-    Args:
-        run: the run.
-        size: its table.
-        output: folder of all runs, and of the data where the setting names one of data_sets.py's.
-        data, held_out: training images and images that are held out, as `open_source` takes them,
-            where the setting names none; without the latter there is no validation loss.
-        clusters: those that a study has measured, for the methods that need them.
-    """
+    """Returns the configuration of a run: its method in its setting. No data is opened."""
     setting, method = SIZES[size][run.setting], METHODS[run.method]
     options = dict(method.options)
     if method.measured_clusters:

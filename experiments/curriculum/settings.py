@@ -1,44 +1,91 @@
-"""The settings of the table: data, network, budget and how many seeds of which method.
+"""The table of runs: methods, settings (data, network, budget, seeds), and a run of each cell.
 
 One size names the whole table: "cpu" is what docs/evidence.md was measured with, "gpu" the same
 questions for larger networks and longer runs, "paper" the paper's data sets and networks at the
 settings of their presets, "smoke" a few seconds to try the machinery.
 """
 
+import argparse
 import dataclasses
-
-from methods import METHODS, NUM_CLUSTERS, PATIENCE
+from pathlib import Path
 
 from keras_cdiff.presets import DIT_SIZES, part, preset
 
 
 @dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to train, as arguments of `keras_cdiff.training.resolve`."""
+
+    title: str  # on the page
+    options: dict  # the arguments
+    measured_clusters: bool = False  # whether its clusters come from a study of the setting
+    unordered: str | None = None  # the method of fixed stages whose steps it takes shuffled
+
+
+# What the short runs of the sizes "cpu" and "gpu" share: an early guess, chosen before any result
+# was seen. The grid varies both numbers.
+NUM_CLUSTERS, PATIENCE = 5, 100
+# As long as the stages of the first run of the curriculum (emoji_edm, seed 0) lasted on average.
+FIXED_STEPS = 330
+GRID = tuple((n, tau) for n in (5, 10, 20) for tau in (25, 100, 200))
+
+_STAGED = {"num_clusters": NUM_CLUSTERS, "patience": PATIENCE}
+
+# Where no clusters are named they are the setting's, those of the paper: SNR clusters of timesteps,
+# quantiles of EDM's noise.
+METHODS = {
+    "vanilla": Method("vanilla", {"curriculum": "none"}),
+    "curriculum": Method("curriculum", _STAGED),
+    "uniform": Method("curriculum, uniform clusters", {**_STAGED, "clusters": "uniform"}),
+    "difficulty": Method(
+        "curriculum, clusters of equal measured difficulty",
+        {"patience": PATIENCE},
+        measured_clusters=True,
+    ),
+    "fixed": Method(
+        "control: stages of fixed length",
+        {"num_clusters": NUM_CLUSTERS, "stage_steps": FIXED_STEPS},
+    ),
+    # Whether it is their order that matters, or only how often each noise level is trained.
+    "unordered": Method(
+        "control: the steps of these stages in random order",
+        {"curriculum": "none"},
+        unordered="fixed",
+    ),
+    "hard_to_easy": Method("control: hard to easy", {**_STAGED, "curriculum": "hard_to_easy"}),
+    "isolated": Method("control: each cluster alone", {**_STAGED, "curriculum": "isolated"}),
+    "vanilla_min_snr": Method(
+        "vanilla, min-SNR weights", {"curriculum": "none", "weighting": "min_snr"}
+    ),
+    "curriculum_min_snr": Method(
+        "curriculum, min-SNR weights", {**_STAGED, "weighting": "min_snr"}
+    ),
+    **{
+        f"n{n}_tau{tau}": Method(
+            f"curriculum, N = {n}, tau = {tau}", {"num_clusters": n, "patience": tau}
+        )
+        for n, tau in GRID
+        if (n, tau) != (NUM_CLUSTERS, PATIENCE)
+    },
+    # The presets' own number of clusters and patience.
+    "preset": Method("curriculum of the preset", {}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
-    """Data, network and budget, which all methods share.
+    """Data, network and budget, which all methods share."""
 
-    Attributes:
-        title: what the page calls it.
-        preset: the whole configuration to start from, with its "name".
-        methods: number of seeds by name of method; the first is what others are compared with.
-        data: name of a data set that data_sets.py makes; None for what the preset or --data names.
-        learning_rates: those tried on the first method, whose best is the preset's.
-        curriculum_rates: those tried on the method "curriculum" besides, which may want another.
-        points: points of a curve.
-        curve_samples: samples at each.
-        final_samples: samples after the last step.
-        study: experts and steps of the study that measures clusters, or None.
-    """
-
-    title: str
-    preset: dict
-    methods: dict[str, int]
-    data: str | None = None
-    learning_rates: tuple[float, ...] = ()
-    curriculum_rates: tuple[float, ...] = ()
-    points: int = 10
-    curve_samples: int = 1000
-    final_samples: int = 10_000
-    study: tuple[int, int] | None = None
+    title: str  # on the page
+    preset: dict  # the whole configuration to start from, with its "name"
+    methods: dict[str, int]  # seeds by method; others are compared with the first
+    data: str | None = None  # of data_sets.py; None for what the preset or --data names
+    learning_rates: tuple[float, ...] = ()  # tried on the first method; the preset's is the best
+    curriculum_rates: tuple[float, ...] = ()  # tried on the method "curriculum" besides
+    points: int = 10  # of a curve
+    curve_samples: int = 1000  # at each of them
+    final_samples: int = 10_000  # after the last step
+    study: tuple[int, int] | None = None  # experts and steps of the study that measures clusters
 
 
 _DDPM = {
@@ -59,57 +106,34 @@ def _edm(sigma_data: float, p_mean: float, p_std: float) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A setting of the sizes "cpu" and "gpu", but for how large it is.
+    """A setting of the sizes "cpu" and "gpu", but for how large it is."""
 
-    Attributes:
-        title: what the page calls it.
-        data: a name in `_DATA`.
-        network: "transformer" or "unet".
-        process: schedule, parameterization and objective.
-        methods: number of seeds by name of method.
-        learning_rate: the best of those that were tried on vanilla at the size "cpu"; of two
-            within 1 % that of the lower validation loss.
-        learning_rates: those that are tried; none where another comparison's is taken over.
-        curriculum_rates: those that are tried on the curriculum, too.
-        steps: share of the scale's steps.
-        study: whether clusters are measured.
-    """
-
-    title: str
-    data: str
-    network: str
-    process: dict
-    methods: dict[str, int]
+    title: str  # on the page
+    data: str  # a name in `_DATA`
+    network: str  # "transformer" or "unet"
+    process: dict  # schedule, parameterization and objective
+    methods: dict[str, int]  # seeds by method
+    # The best of those tried on vanilla at the size "cpu"; of two within 1 % that of the lower
+    # validation loss.
     learning_rate: float
-    learning_rates: tuple[float, ...]
-    curriculum_rates: tuple[float, ...] = ()
-    steps: float = 1.0
-    study: bool = False
+    learning_rates: tuple[float, ...]  # to be tried; none where another comparison's is taken over
+    curriculum_rates: tuple[float, ...] = ()  # tried on the curriculum, too
+    steps: float = 1.0  # share of the scale's steps
+    study: bool = False  # whether clusters are measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large networks and runs of the comparisons are.
+    """How large networks and runs of the comparisons are."""
 
-    Attributes:
-        transformer: width, depth and heads of the DiT.
-        patch_sizes: its patches by data set.
-        unet: width and blocks a level of the U-Net.
-        steps: of a run.
-        batch_size: images a step.
-        halflife: of the average of the weights, in images; a tenth of those seen until then.
-        curve_samples: samples at each point of a curve.
-        final_samples: samples after the last step, no more than the data set's training images.
-    """
-
-    transformer: dict
-    patch_sizes: dict[str, int]
-    unet: dict
-    steps: int
+    transformer: dict  # width, depth and heads of the DiT
+    patch_sizes: dict[str, int]  # of the DiT, by data set
+    unet: dict  # width and blocks a resolution
+    steps: int  # of a run
     batch_size: int
-    halflife: float
-    curve_samples: int
-    final_samples: int = 10_000
+    halflife: float  # of the average of the weights, in images; at most a tenth of those seen
+    curve_samples: int  # at each point of a curve
+    final_samples: int = 10_000  # after the last step, no more than there are training images
 
 
 _DATA = {
@@ -311,3 +335,55 @@ SIZES = {
         "cifar10": _published("CIFAR-10, EDM's DDPM++", "edm_ddpmpp_cifar10_cond"),
     },
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One cell of the table."""
+
+    setting: str
+    method: str
+    seed: int
+    learning_rate: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}/{self.method}/lr{self.learning_rate:g}/seed{self.seed}"
+
+
+def runs(size: str) -> list[Run]:
+    """Returns all runs of a size: those that tune the rate first, then seed by seed."""
+    table = []
+    for name, setting in SIZES[size].items():
+        rate = setting.preset["training"]["learning_rate"]
+        first = next(iter(setting.methods))
+        table += [Run(name, first, 0, value) for value in setting.learning_rates]
+        table += [Run(name, "curriculum", 0, value) for value in setting.curriculum_rates]
+        for seed in range(max(setting.methods.values())):
+            table += [Run(name, m, seed, rate) for m, n in setting.methods.items() if seed < n]
+    return list(dict.fromkeys(table))
+
+
+def find_run(size: str, name: str) -> Run:
+    """Returns the run of a name."""
+    for run in runs(size):
+        if run.name == name:
+            return run
+    raise ValueError(
+        f"A run must be one of the table's, which run.py --size={size} --list shows. "
+        f"Received: run={name!r}"
+    )
+
+
+def workdir_of(run: Run, size: str, output: Path) -> Path:
+    """Returns the folder of a run within that of all runs."""
+    return output / size / "runs" / run.name
+
+
+def run_parser(words: str) -> argparse.ArgumentParser:
+    """Returns the flags of a program that works on one run."""
+    parser = argparse.ArgumentParser(description=words.split("\n")[0])
+    parser.add_argument("--run", required=True, help="name of the run; see run.py --list")
+    parser.add_argument("--size", default="cpu", choices=SIZES)
+    parser.add_argument("--output", type=Path, required=True, help="folder of all runs")
+    return parser
