@@ -1,6 +1,5 @@
 """The small autoencoder with a KL term, which trains on two CPU cores, and its folder on disk."""
 
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from keras import layers
 
 from keras_cdiff.common.arrays import network_weights
 from keras_cdiff.common.files import write_whole_folder
+from keras_cdiff.common.store import FolderStore, write_json
 
 Tensor = keras.KerasTensor
 
@@ -167,7 +167,7 @@ def write_kl_folder(
         path.mkdir()
         named = {_weight_name(part, place): values for part, place, values in _numbered(weights)}
         np.savez(path / _WEIGHTS, **named)
-        (path / _DESCRIPTION).write_text(json.dumps(record, indent=2) + "\n")
+        write_json(path / _DESCRIPTION, record)
 
     write_whole_folder(folder, write)
 
@@ -186,16 +186,15 @@ def read_kl_folder(folder: str | os.PathLike) -> tuple[keras.Model, keras.Model,
         OSError: if the system does not let it be read.
     """
     folder = Path(folder)
-    received = f"Received: folder={str(folder)!r}"
     if not (folder / _DESCRIPTION).is_file():
         raise ValueError(
             f"There is no autoencoder, for want of {_DESCRIPTION}; give a folder that "
-            f"Autoencoder.save or apps/encode.py --autoencoder=train made. {received}"
+            f"Autoencoder.save or apps/encode.py --autoencoder=train made. "
+            f"Received: folder={str(folder)!r}"
         )
-    try:
-        record = json.loads((folder / _DESCRIPTION).read_text())
-        if record["format"] != _FORMAT:
-            raise ValueError(f"format {record['format']} is not known here, but {_FORMAT}")
+    store = FolderStore(folder, "The autoencoder is", " and fit or copy it again", _FORMAT)
+    with store.reading():
+        record = store.read(_DESCRIPTION)
         networks = kl_networks(**{name: record[name] for name in ("factor", "channels", "width")})
         with np.load(folder / _WEIGHTS, allow_pickle=False) as file:
             for part, place, shape in _numbered(map(_shapes, networks)):
@@ -204,13 +203,6 @@ def read_kl_folder(folder: str | os.PathLike) -> tuple[keras.Model, keras.Model,
                     raise ValueError(f"{_weight_name(part, place)} has the shape {values.shape}")
                 networks[part].weights[place].assign(values)
         return *networks, {"scale": float(record["scale"]), "fingerprint": record["fingerprint"]}
-    except Exception as error:  # a damaged file makes its reader raise almost anything
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise  # is no fault of the folder's
-        raise ValueError(
-            "The autoencoder is damaged, or of another version of keras_cdiff; fit or copy it "
-            f"again. {received} ({type(error).__name__}: {error})"
-        ) from error
 
 
 def _shapes(network: keras.Model) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_cdiff.common.files import exclusive, file_digest, write_whole
+from keras_cdiff.common.files import FolderLock, file_digest, write_whole
 
 
 class FolderStore:
@@ -71,7 +71,7 @@ class FolderStore:
         )
 
     def check(self, name: str, sha256: str | None = None, size: int | None = None) -> None:
-        """Raises a ValueError unless a file has this checksum and this size, where they are given."""
+        """Raises a ValueError unless a file has this checksum and size, where they are given."""
         path = self.folder / name
         if not path.is_file():
             raise ValueError(f"{name} is missing")
@@ -104,7 +104,7 @@ class FolderStore:
         Args:
             in_use: what the ValueError says to another process.
         """
-        with exclusive(self.folder, in_use):
+        with FolderLock(self.folder, in_use):
             for leftover in self.folder.glob("writing-*"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -11,10 +11,13 @@ from typing import BinaryIO
 import keras
 import numpy as np
 
-from keras_cdiff.common.files import FolderLock, file_digest, write_whole_folder
+from keras_cdiff.common.files import file_digest, write_whole_folder
+from keras_cdiff.common.store import FolderStore, write_json
 from keras_cdiff.data.sources import Source
 from keras_cdiff.data.text import TextEncoder
 from keras_cdiff.distribution import local_work
+
+FORMAT = 1
 
 _CHECKED_BYTES = 1 << 30  # files up to this size are read through whenever they are opened
 
@@ -45,18 +48,12 @@ class CaptionEmbeddings:
 
     def __init__(self, folder: str | os.PathLike, read_all: bool = False):
         self.folder = Path(folder)
-        try:
-            self._index = json.loads((self.folder / "index.json").read_text())
-            known = self._index["format"] == FORMAT
-            self.encoder = dict(self._index["encoder"])
+        self._store = _text_store(self.folder)
+        with self._store.reading():
+            index = self._store.read()
+            self.encoder, self._files = dict(index["encoder"]), dict(index["files"])
             self._width, self._length = self.encoder["width"], self.encoder["max_length"]
-            files = dict(self._index["files"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.folder, f"index.json cannot be read: {error}") from error
-        if not known:
-            raise _damaged(self.folder, f"its format is {self._index['format']}, not {FORMAT}")
-        for name, entry in files.items():
-            self._check(name, entry, read=read_all or entry["bytes"] <= _CHECKED_BYTES)
+        self._check(math.inf if read_all else _CHECKED_BYTES)
         self._tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
         self._offsets = np.load(self.folder / "offsets.npy")  # of the rows of each distinct text
         self._texts = np.load(self.folder / "captions.npy")  # the distinct text of each caption
@@ -80,8 +77,7 @@ class CaptionEmbeddings:
         Raises:
             ValueError: if one is damaged.
         """
-        for name, entry in self._index["files"].items():
-            self._check(name, entry, read=True)
+        self._check(math.inf)
 
     def __repr__(self) -> str:
         return f"CaptionEmbeddings({str(self.folder)!r}, {len(self)} examples)"
@@ -93,12 +89,12 @@ class CaptionEmbeddings:
         context[: len(rows)] = rows
         return context
 
-    def _check(self, name: str, entry: dict, read: bool) -> None:
-        path = self.folder / name
-        if not path.is_file():
-            raise _damaged(self.folder, f"{name} is missing")
-        if path.stat().st_size != entry["bytes"] or (read and file_digest(path) != entry["sha256"]):
-            raise _damaged(self.folder, f"{name} is not what was written")
+    def _check(self, most: float) -> None:
+        """Compares sizes, and checksums of files of so many bytes at most."""
+        with self._store.reading():
+            for name, entry in self._files.items():
+                sha256 = entry["sha256"] if entry["bytes"] <= most else None
+                self._store.check(name, sha256, entry["bytes"])
 
 
 class ExampleContexts:
@@ -197,9 +193,7 @@ def embed_captions(
     with local_work() as processes:
         if processes.first and not path.exists():
             request = {"encoder": encoder.describe(), "captions": digest}
-            with FolderLock(path.parent, _IN_USE):
-                for leftover in path.parent.glob("writing-*"):  # of a process that was killed
-                    shutil.rmtree(leftover)
+            with _text_store(path.parent).writing(_IN_USE):
                 if not path.exists():  # another process may have been faster
                     write_whole_folder(
                         path,
@@ -236,14 +230,11 @@ def _digest(captions: Iterable[Sequence[str]]) -> str:
     return sha.hexdigest()
 
 
-def _damaged(folder: Path, fault: str) -> ValueError:
-    return ValueError(
-        "Embeddings of captions are damaged: remove the folder, and they will be made again. "
-        f"The fault: {fault}. Received: folder={str(folder)!r}"
+def _text_store(folder: Path) -> FolderStore:
+    return FolderStore(
+        folder, "Embeddings of captions are", ", and they will be made again", FORMAT
     )
 
-
-FORMAT = 1
 
 _BATCHES = 8  # encoded between two writes, so that of many captions few are in memory
 
@@ -286,7 +277,7 @@ def write_embeddings(
         for path in sorted(folder.iterdir())
     }
     index = {"format": FORMAT, **request, "files": files}
-    (folder / "index.json").write_text(json.dumps(index, indent=1))
+    write_json(folder / "index.json", index)
 
 
 def _encoded(

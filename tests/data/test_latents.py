@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from keras_cdiff.data import ArraySource, open_source, prepare_image
-from keras_cdiff.data.latent_store import check_begun, count_encoded
-from keras_cdiff.data.latent_writer import check_store, encode_source
+from keras_cdiff.data.latent_writer import (
+    check_begun,
+    check_store,
+    count_encoded,
+    encode_source,
+)
 from keras_cdiff.data.latents import LatentSource, draw_latent
 
 pytestmark = pytest.mark.backend_free
@@ -344,7 +348,9 @@ def test_what_a_store_was_begun_for_must_be_readable(tmp_path, finished, damage)
     assert damage(path.read_bytes()) != path.read_bytes()
     path.write_bytes(damage(path.read_bytes()))
     for read in (count_encoded, encode):
-        with pytest.raises(ValueError, match=rf"folder of latents is damaged.*{path.name}"):
+        with pytest.raises(
+            ValueError, match=rf"latents are damaged.*Received: folder=.*{path.name}"
+        ):
             read(tmp_path)
 
 
@@ -366,7 +372,7 @@ def test_what_the_system_refuses_is_no_damage(store, monkeypatch, file):
 def test_all_that_a_store_holds_is_checked_once(tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(
-        "keras_cdiff.data.latents.file_digest",
+        "keras_cdiff.common.store.file_digest",
         lambda path: names.append(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     monkeypatch.setattr("keras_cdiff.data.latents._CHECKED_AT_OPENING", 1)
