@@ -1,8 +1,7 @@
 """Several devices and processes, each backend by its own engine."""
 
 from keras_cdiff.distribution.cluster import Cluster, find_cluster
-from keras_cdiff.distribution.connection import connected
-from keras_cdiff.distribution.distribute import KINDS, distribute, to_host
+from keras_cdiff.distribution.distribute import KINDS, connected, distribute, to_host
 from keras_cdiff.distribution.engine import Engine
 from keras_cdiff.distribution.layouts import layout_map
 from keras_cdiff.distribution.processes import LostPeer, Processes

@@ -43,12 +43,14 @@ def find_cluster(
     Raises:
         ValueError: if something is missing or out of its range.
     """
-    given = (job_addresses, num_processes, process_id)
-    names = ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
-    variables = [environ.get(f"KERAS_DISTRIBUTION_{name}") for name in names]
+    arguments = {
+        "JOB_ADDRESSES": job_addresses,
+        "NUM_PROCESSES": num_processes,
+        "PROCESS_ID": process_id,
+    }
     addresses, count, index = (
-        variable if value is None else value
-        for value, variable in zip(given, variables, strict=True)
+        environ.get(f"KERAS_DISTRIBUTION_{name}") if value is None else value
+        for name, value in arguments.items()
     )
     if (addresses, count, index) == (None, None, None):
         found = _from_launcher(environ)
@@ -56,7 +58,7 @@ def find_cluster(
             return None
         addresses, count, index = found
     addresses = tuple(part.strip() for part in (addresses or "").split(",") if part.strip())
-    count = _whole("num_processes", len(addresses) if count is None else count)
+    count = _integer("num_processes", len(addresses) if count is None else count)
     if count == 1:
         return None
     if not addresses:
@@ -69,7 +71,7 @@ def find_cluster(
             "Each process must know which one it is: give it its process_id, 0 to "
             f"{count - 1}. Received: process_id=None, with {count} processes"
         )
-    index = _whole("process_id", index)
+    index = _integer("process_id", index)
     enough = (1, count) if keras.backend.backend() != "tensorflow" else (count,)
     wrong = [a for a in addresses if not a.rpartition(":")[0] or not a.rpartition(":")[2].isdigit()]
     if count < 1 or len(addresses) not in enough or wrong:
@@ -110,7 +112,7 @@ def _from_launcher(environ: Mapping[str, str]) -> tuple[str, int | str, int | st
     return None
 
 
-def _whole(name: str, value: object) -> int:
+def _integer(name: str, value: object) -> int:
     try:
         return int(str(value))
     except ValueError:

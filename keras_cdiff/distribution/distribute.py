@@ -1,4 +1,4 @@
-"""How training is distributed: opens the engine of the backend."""
+"""Connects processes, and opens the engine that distributes training, on each backend."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,10 +6,45 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
+from keras_cdiff.distribution.cluster import Cluster
 from keras_cdiff.distribution.engine import Engine
 from keras_cdiff.distribution.processes import Processes
 
 KINDS = ("none", "data", "model")
+PEER_TIMEOUT = 300.0
+
+
+@contextlib.contextmanager
+def connected(cluster: Cluster | None, peer_timeout: float = PEER_TIMEOUT) -> Iterator[Processes]:
+    """Connects the processes of a task for as long as the block lasts, and yields them.
+
+    It must be entered before the backend computes anything: JAX by
+    `keras.distribution.initialize`, TensorFlow by its MultiWorkerMirroredStrategy, PyTorch by
+    `torch.distributed`, over nccl where there are GPUs and gloo elsewhere.
+
+    Args:
+        cluster: what `find_cluster` returned; None for this process alone.
+        peer_timeout: seconds after which a process that does not answer counts as lost, on
+            PyTorch; JAX and TensorFlow have times of their own.
+    """
+    if cluster is None:
+        yield Processes()
+        return
+    backend = keras.backend.backend()
+    if backend == "jax":
+        from keras_cdiff.distribution.jax import JaxProcesses as Connected
+    elif backend == "tensorflow":
+        from keras_cdiff.distribution.tensorflow import TensorFlowProcesses as Connected
+    else:
+        from keras_cdiff.distribution.torch import TorchProcesses as Connected
+    processes = Connected(cluster, peer_timeout)
+    try:
+        yield processes
+    except BaseException:
+        processes.abandon()
+        raise
+    else:
+        processes.close()
 
 
 @contextlib.contextmanager
@@ -91,7 +126,7 @@ def distribute(
 def to_host(variable: keras.Variable) -> np.ndarray:
     """Returns the value of a variable, also of one whose parts lie on several devices."""
     if keras.backend.backend() == "jax" and not variable.value.is_fully_addressable:
-        from keras_cdiff.distribution.jax import whole
+        from keras_cdiff.distribution.jax import to_numpy
 
-        return whole(variable.value)
+        return to_numpy(variable.value)
     return keras.ops.convert_to_numpy(variable)

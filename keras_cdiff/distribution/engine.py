@@ -29,11 +29,7 @@ class Engine:
         return contextlib.nullcontext()
 
     def batches(self, dataset: object) -> object:
-        """Returns what `fit` takes.
-
-        Args:
-            dataset: what `make_dataset` returned for this process' share of each batch.
-        """
+        """Returns what `fit` takes for the dataset of this process' share of each batch."""
         return dataset
 
     @property
@@ -42,15 +38,12 @@ class Engine:
         return self.processes.index, self.processes.count
 
     def local(self) -> contextlib.AbstractContextManager:
-        """Returns the context in which networks are made and asked on this process' own device."""
+        """Returns the context in which networks are made and called on this process' own device."""
         return contextlib.nullcontext()
 
     def local_copy(self, model: keras.Model) -> keras.Model:
-        """Returns a model that can be asked on this process' own device, with the same weights
-        after `refresh`; the model itself, if it can be.
-
-        Args:
-            model: the `DiffusionModel` that is trained.
+        """Returns a model that can be called on this process' own device, with the weights of the
+        trained `DiffusionModel` after `refresh`; the model itself, if it can be.
         """
         return model
 

@@ -29,7 +29,7 @@ class JaxProcesses(Processes):
         jax.config.update("jax_enable_preemption_service", False)
         keras.distribution.initialize(",".join(cluster.addresses), self.count, self.index)
 
-    def _exchange(self, message: bytes) -> list[bytes]:
+    def _all_gather(self, message: bytes) -> list[bytes]:
         try:
             lengths = multihost_utils.process_allgather(np.array([len(message)], np.int32))
             padded = np.zeros(max(1, int(lengths.max())), np.uint8)
@@ -71,20 +71,20 @@ class JaxEngine(Engine):
         devices = self._devices = keras.distribution.list_devices()
         own = len(devices) // processes.count
         if model_devices is None:
-            self.num_replicas, self._together = len(devices), 1
+            self.num_replicas, self._devices_per_copy = len(devices), 1
             self._distribution = keras.distribution.DataParallel(
                 devices=devices, auto_shard_dataset=False
             )
             return
-        together = self._together = model_devices or own
-        if together < 1 or own % together:
+        shared = self._devices_per_copy = model_devices or own
+        if shared < 1 or own % shared:
             raise ValueError(
                 "The devices that hold one copy of the model belong to one process: their number "
-                f"must divide its {own} devices. Received: model_devices={together}"
+                f"must divide its {own} devices. Received: model_devices={shared}"
             )
-        self.num_replicas = len(devices) // together
+        self.num_replicas = len(devices) // shared
         mesh = keras.distribution.DeviceMesh(
-            (self.num_replicas, together), ("batch", "model"), devices
+            (self.num_replicas, shared), ("batch", "model"), devices
         )
         self._distribution = keras.distribution.ModelParallel(
             layout_map=layout_map(mesh), batch_dim_name="batch", auto_shard_dataset=False
@@ -99,12 +99,12 @@ class JaxEngine(Engine):
         try:
             yield
         except ValueError as error:
-            if self._together == 1 or "divisible" not in str(error):
+            if self._devices_per_copy == 1 or "divisible" not in str(error):
                 raise
             raise ValueError(
                 "The devices that hold one copy of the model together must divide the widths of "
                 "its layers: give another number of them. "
-                f"Received: model_devices={self._together} ({error})"
+                f"Received: model_devices={self._devices_per_copy} ({error})"
             ) from error
 
     def running(self) -> contextlib.AbstractContextManager:
@@ -134,10 +134,10 @@ class JaxEngine(Engine):
             return
         model.jax_state_sync()  # within fit() the weights are not on the model
         for local, variable in zip(copy.weights, model.weights, strict=True):
-            local.assign(whole(variable.value))
+            local.assign(to_numpy(variable.value))
 
 
-def whole(array: jax.Array) -> np.ndarray:
+def to_numpy(array: jax.Array) -> np.ndarray:
     """Returns an array of which this process' devices hold every part, if not each of them all."""
     if array.is_fully_replicated:
         return np.asarray(array)

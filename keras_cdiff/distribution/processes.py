@@ -1,9 +1,6 @@
 """Processes that work together: who they are, and how they exchange what lies on the host."""
 
 import hashlib
-import io
-
-import numpy as np
 
 _PIECE = 2**28  # bytes that are received at once
 
@@ -40,50 +37,34 @@ class Processes:
         """Whether this process is the one that writes and prints."""
         return self.index == 0
 
-    def exchange(self, message: bytes) -> list[bytes]:
-        """Returns the messages of all processes, in their order.
-
-        Raises:
-            LostPeer: if a process has ended or does not answer.
-        """
+    def all_gather(self, message: bytes) -> list[bytes]:
+        """Returns the messages of all processes in their order, or raises LostPeer."""
         parts, start, length = [b""] * self.count, 0, max(1, _PIECE // self.count)
         while True:
             piece = message[start : start + length]
             start += len(piece)
-            received = self._exchange((b"+" if start < len(message) else b".") + piece)
+            received = self._all_gather((b"+" if start < len(message) else b".") + piece)
             parts = [part + each[1:] for part, each in zip(parts, received, strict=True)]
             if all(each[:1] == b"." for each in received):
                 return parts
 
-    def _exchange(self, message: bytes) -> list[bytes]:
-        """As `exchange`, for a message that engines can send at once."""
+    def _all_gather(self, message: bytes) -> list[bytes]:
+        """As `all_gather`, for a message that can be sent at once."""
         return [message]
-
-    def gather(self, array: np.ndarray) -> list[np.ndarray]:
-        """Returns the arrays of all processes, in their order; they may differ in shape."""
-        if self.count == 1:
-            return [array]
-        stream = io.BytesIO()
-        np.save(stream, np.asarray(array), allow_pickle=False)
-        messages = self.exchange(stream.getvalue())
-        return [np.load(io.BytesIO(message), allow_pickle=False) for message in messages]
 
     def any(self, flag: bool) -> bool:
         """Returns whether the flag of some process is set."""
-        return any(message == b"1" for message in self.exchange(b"1" if flag else b"0"))
+        return any(message == b"1" for message in self.all_gather(b"1" if flag else b"0"))
 
     def barrier(self) -> None:
         """Returns when all processes have come here."""
-        self.exchange(b"")
+        self.all_gather(b"")
 
     def check_same(self, what: str, value: object) -> None:
-        """Raises a ValueError, in all processes, unless they all have the same value.
-
-        Args:
-            what: what the value is, for the message.
-            value: it has a `repr` that tells different ones apart.
+        """Raises a ValueError, in all processes, unless `repr(value)` is the same in each; the
+        message says what the value is.
         """
-        digests = self.exchange(hashlib.sha256(repr(value).encode()).digest())
+        digests = self.all_gather(hashlib.sha256(repr(value).encode()).digest())
         if len(set(digests)) > 1:
             raise ValueError(
                 f"All processes must have the same {what}: start them with the same command, and "

@@ -35,12 +35,7 @@ def replica() -> Replica:
 
 @contextlib.contextmanager
 def acting_as(index: Tensor | int, count: int) -> Iterator[None]:
-    """Within it, and on its thread, a batch is that of a replica.
-
-    Args:
-        index: number of the replica, from 0 on.
-        count: number of replicas.
-    """
+    """Within it, and on its thread, a batch is that of replica `index` of `count`."""
     token = _current.set(Replica(index, count))
     try:
         yield

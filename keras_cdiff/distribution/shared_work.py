@@ -27,12 +27,9 @@ def sharing() -> Processes:
 
 @contextlib.contextmanager
 def shared_by(processes: Processes) -> Iterator[None]:
-    """Within it the generation of samples, the extraction of features, the encoding of latents and
-    studies share their work among processes, all of which must call them with the same arguments
-    and get the same results.
-
-    Args:
-        processes: those that share; `Processes()` for this one alone.
+    """Within it `share` divides tasks among processes, and so do the generation of samples, the
+    extraction of features, the encoding of latents and studies; all processes must call them with
+    the same arguments, and get the same results.
     """
     token = _sharing.set(processes)
     try:
@@ -62,7 +59,7 @@ def share(tasks: Sequence, work: Callable[[object], object]) -> Iterator[object]
         if processes.count == 1:
             yield from results
         else:
-            for message in processes.exchange(_pack(results)):
+            for message in processes.all_gather(_pack(results)):
                 yield from _unpack(message)
 
 
@@ -92,12 +89,11 @@ def _unpack(message: bytes) -> list:
 def local_work() -> Iterator[Processes]:
     """Within it each process works by itself; it ends when all have done their work.
 
-    However long one takes, the others wait: all send a heartbeat every few seconds, those that work
-    by a thread of their own. What is called within the block shares nothing with others.
+    However long one takes, the others wait: all send a heartbeat every few seconds. What is called
+    within the block shares nothing with others.
 
     Yields:
-        The processes that share work, to ask which of them this one is; they exchange nothing
-        before the block has ended.
+        The processes that share work, which say which of them this one is.
 
     Raises:
         LostPeer: at the end of this process' own work, if that of another has failed, or it has
@@ -118,11 +114,7 @@ def local_work() -> Iterator[Processes]:
 
 
 def on_rank0(processes: Processes, action: Callable[[], object]) -> None:
-    """Calls `action` in the process of rank 0; the others wait for its end, however long it takes.
-
-    Args:
-        processes: the processes, all of which call this.
-        action: what is to be done.
+    """Calls `action` in rank 0 of `processes`; the others wait for its end, however long it takes.
 
     Raises:
         LostPeer: in the others, if the action has failed in the first, where its error is raised.
@@ -133,11 +125,7 @@ def on_rank0(processes: Processes, action: Callable[[], object]) -> None:
 
 
 class _Heartbeat:
-    """What a process tells the others while it works; each message is exchanged by all processes.
-
-    Args:
-        processes: the processes.
-    """
+    """What a process tells the others while it works; each message is one of all processes."""
 
     def __init__(self, processes: Processes):
         self._processes = processes
@@ -147,11 +135,7 @@ class _Heartbeat:
         self._thread.start()
 
     def finish(self) -> None:
-        """Waits for the others.
-
-        Raises:
-            LostPeer: if one has failed or ended.
-        """
+        """Waits for the others; raises LostPeer if one has failed or ended."""
         self._stop()
         while self._error is None:
             if set(self._tell(_DONE)) == {_DONE}:
@@ -171,7 +155,7 @@ class _Heartbeat:
     def _tell(self, state: bytes) -> list[bytes]:
         """Returns what all processes tell, and keeps what went wrong."""
         try:
-            states = self._processes.exchange(state)
+            states = self._processes.all_gather(state)
         except Exception as error:  # on a thread it would be lost
             self._error = error
             return []

@@ -42,7 +42,7 @@ class TensorFlowProcesses(Processes):
         self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self._gathering = None
 
-    def _exchange(self, message: bytes) -> list[bytes]:
+    def _all_gather(self, message: bytes) -> list[bytes]:
         try:
             lengths = self._gather(np.array([len(message)], np.int32))
             # Bytes cannot be gathered, and numbers of four of them can.
@@ -208,16 +208,10 @@ def rows_of_all(rows: tuple[tf.Tensor, ...]) -> list[tf.Tensor]:
 def on_each_replica(
     strategy: tf.distribute.Strategy, step: Callable[[object], dict], steps: int, eagerly: bool
 ) -> Callable[[Iterator], dict]:
-    """Returns what `fit` calls with its iterator: a step on each replica, and what the first of
-    this process says of it, as all say the same.
+    """Returns what `fit` calls with its iterator: `steps` times a step on each replica, and the
+    numbers of the first of this process, as all return the same.
 
     Keras' own function takes the mean of scalars over processes along an axis that they have not.
-
-    Args:
-        strategy: whose replicas.
-        step: takes one batch, and returns numbers by name.
-        steps: how often it is called.
-        eagerly: whether it is run without a graph.
     """
 
     def on_next(iterator: Iterator) -> dict:

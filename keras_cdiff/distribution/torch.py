@@ -44,7 +44,7 @@ class TorchProcesses(Processes):
         except RuntimeError as error:
             raise LostPeer(error) from error
 
-    def _exchange(self, message: bytes) -> list[bytes]:
+    def _all_gather(self, message: bytes) -> list[bytes]:
         messages = [None] * self.count
         try:
             dist.all_gather_object(messages, message, group=self._host)

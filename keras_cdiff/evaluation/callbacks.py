@@ -20,8 +20,7 @@ from keras_cdiff.samplers import Guidance, Sampler
 class PeriodicEvaluation(PeriodicCallback):
     """Base of callbacks that evaluate the model every some steps and at the end of training.
 
-    An evaluation comes at the end of an epoch, and its numbers join that epoch's `logs`: callbacks
-    after this one and the `History` of `fit` see them; epochs without an evaluation lack them.
+    An evaluation comes at the end of an epoch, and its numbers join that epoch's `logs`.
 
     Args:
         every: training steps between two evaluations, rounded up to the end of an epoch, >= 1.
@@ -49,11 +48,7 @@ class PeriodicEvaluation(PeriodicCallback):
 
     @abc.abstractmethod
     def evaluate(self, model: keras.Model) -> tuple[dict, dict[str, float], dict[str, float]]:
-        """Evaluates the model.
-
-        Returns:
-            The record, plain data; the numbers for `logs`; and those for TensorBoard, by tag.
-        """
+        """Returns a plain record, the numbers for `logs`, and those for TensorBoard by tag."""
 
     def act(self, step: int, logs: dict | None) -> None:
         record, numbers, scalars = self.evaluate(self.model)
@@ -73,9 +68,8 @@ class PeriodicEvaluation(PeriodicCallback):
 class EvaluationCallback(PeriodicEvaluation):
     """Compares samples of the model with a reference: distances such as the Frechet distance.
 
-    All evaluations draw the same samples, those of the same seeds, so that changes come from the
-    weights. A small `num_samples` biases the distances upwards: they show a run's progress, and
-    are no numbers to report.
+    All evaluations draw the samples of the same seeds. A small `num_samples` biases the distances
+    upwards: they show a run's progress, and are no numbers to report.
 
     Args:
         evaluator: a `keras_cdiff.evaluation.Evaluator`, which keeps the reference's features.

@@ -1,24 +1,17 @@
-"""What every metric asks of its input, in one place, so that all refuse it in the same words."""
+"""Checks of features, the same for every metric."""
 
 import numpy as np
 
 
 def block_rows(width: int, block_size: int = 2**23) -> int:
-    """Returns how many rows of `width` numbers to read at a time.
-
-    Args:
-        width: numbers in a row, >= 1.
-        block_size: numbers in a block, about; 64 MiB in float64 by default.
-    """
+    """Returns how many rows of `width` numbers make a block of about `block_size` numbers."""
     return max(1, block_size // width)
 
 
 def check_features(
     name: str, features: object, min_rows: int = 2, finite: bool = True
 ) -> np.ndarray:
-    """Returns features as an array (N, D) of finite floating-point numbers.
-
-    A memory map stays one: it is read in blocks of rows, and nothing is copied.
+    """Returns features as an array (N, D) of finite floats; a memory map stays one.
 
     Args:
         name: what to call the argument in messages.
@@ -27,8 +20,7 @@ def check_features(
         finite: whether to look at every number; otherwise see `check_finite`.
 
     Raises:
-        ValueError: if it is not two-dimensional, not of a floating-point dtype, too short, without
-            columns, or holds numbers that are not finite.
+        ValueError: if it is no such array.
     """
     try:
         array = np.asarray(features)
@@ -71,11 +63,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
 
 
 def check_pair(real: object, generated: object) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both sets of features as arrays (N, D) and (M, D).
-
-    Raises:
-        ValueError: as `check_features`, or if their widths differ.
-    """
+    """Returns both sets of features as arrays (N, D) and (M, D), or raises as `check_features`."""
     real, generated = check_features("real", real), check_features("generated", generated)
     check_widths(real.shape[1], generated.shape[1])
     return real, generated

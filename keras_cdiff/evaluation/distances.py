@@ -15,9 +15,7 @@ _STRIP_ROWS = 512
 
 
 class Points:
-    """Points in float32 around a common centre, scaled by a power of two, and exact on demand.
-
-    They are made from the features when asked for, so a set needs no second copy.
+    """Points in float32 around a common centre, scaled by a power of two, made when needed.
 
     Args:
         features: (N, D), floating-point.
@@ -102,13 +100,8 @@ def around(features: np.ndarray, *more: np.ndarray) -> list[Points]:
 def squared_distances(
     x: np.ndarray, x_norms: np.ndarray, y: np.ndarray, y_norms: np.ndarray
 ) -> np.ndarray:
-    """Returns |x|^2 + |y|^2 - 2 x . y as a tile (n, m), float32, perhaps just below 0.
-
-    Args:
-        x: (n, D), float32.
-        x_norms: |x|^2 (n,).
-        y: (m, D), float32.
-        y_norms: |y|^2 (m,).
+    """Returns |x|^2 + |y|^2 - 2 x . y of x (n, D) and y (m, D) as a float32 tile (n, m), perhaps
+    just below 0.
     """
     tile = x @ y.T
     tile *= -2
@@ -118,14 +111,8 @@ def squared_distances(
 
 
 def bounded_squared_distances(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the squared distances of points around a nearby centre, and bounds of their error.
-
-    Args:
-        x: (n, D), float64.
-        y: (m, D), float64.
-
-    Returns:
-        distances (n, m) and how far, at most, they are from those of `Points.exact`, which err too.
+    """Returns squared distances (n, m) of float64 points around a nearby centre, and how far, at
+    most, they are from those of `Points.exact`, which err too.
     """
     x_norms, y_norms = (np.einsum("nd,nd->n", a, a) for a in (x, y))
     tile = x @ y.T
@@ -139,19 +126,11 @@ def bounded_squared_distances(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray,
 
 
 def float16_squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns squared distances as a tile (n, m), rounded as guided-diffusion's evaluator does.
+    """Returns squared distances >= 0, (n, m), rounded as guided-diffusion's evaluator does.
 
     Features, their squares, norms, products and both sums of |x|^2 - 2 x . y + |y|^2 are rounded to
     float16; if one of the distances is then not finite, the whole tile is float32's. Norms and
-    products are added up in float32 and rounded once, as GPUs do: in what order, and how precisely,
-    TensorFlow adds up a norm in float16 depends on the machine.
-
-    Args:
-        x: (n, D).
-        y: (m, D).
-
-    Returns:
-        distances, float32, >= 0.
+    products are added up in float32 and rounded once, as GPUs do.
     """
     x, y = x.astype(np.float32), y.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -162,12 +141,7 @@ def float16_squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def keep_smallest(kept: np.ndarray, tile: np.ndarray) -> None:
-    """Updates the k smallest values of each row by those of a tile.
-
-    Args:
-        kept: (n, k), the k-th smallest last; infinities where there are fewer yet. Changed.
-        tile: (n, m).
-    """
+    """Updates the k smallest values of each row, (n, k), the k-th last, by those of a tile."""
     k = kept.shape[1]
     for strip in slices(len(tile), _STRIP_ROWS):
         rows = np.flatnonzero(tile[strip].min(axis=1) < kept[strip, -1]) + strip.start

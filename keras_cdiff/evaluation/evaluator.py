@@ -1,5 +1,10 @@
 """Evaluator: metrics between two sets of images, with everything that they depend on."""
 
+import csv
+import dataclasses
+import datetime
+import io
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -9,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
+from keras_cdiff.common.files import strict_json, write_whole
 from keras_cdiff.distribution import sharing
 from keras_cdiff.evaluation.extraction import Features, extract
 from keras_cdiff.evaluation.features import Extractor, from_model
@@ -17,7 +23,6 @@ from keras_cdiff.evaluation.image_sets import ImageSet, SourceImages
 from keras_cdiff.evaluation.inception_score import inception_score
 from keras_cdiff.evaluation.kernel import kernel_distance
 from keras_cdiff.evaluation.precision_recall import precision_recall
-from keras_cdiff.evaluation.results import Result, now
 from keras_cdiff.evaluation.statistics import FeatureStatistics
 from keras_cdiff.version import __version__
 
@@ -32,19 +37,111 @@ METRICS = (
 # With fewer samples than this the bias of a Frechet distance is no longer small.
 ENOUGH_SAMPLES = 10_000
 
+_COLUMNS = {
+    "time": ("time",),
+    "frechet_distance": ("metrics", "frechet_distance"),
+    "frechet_distance_infinity": ("metrics", "frechet_distance_infinity"),
+    "frechet_distance_infinity_error": ("metrics", "frechet_distance_infinity_error"),
+    "kernel_distance": ("metrics", "kernel_distance"),
+    "kernel_distance_std": ("metrics", "kernel_distance_std"),
+    "inception_score": ("metrics", "inception_score"),
+    "inception_score_std": ("metrics", "inception_score_std"),
+    "precision": ("metrics", "precision"),
+    "recall": ("metrics", "recall"),
+    "generated": ("generated", "images"),
+    "num_generated": ("generated", "count"),
+    "reference": ("reference", "images"),
+    "num_reference": ("reference", "count"),
+    "extractor": ("extractor", "name"),
+    "extractor_version": ("extractor", "version"),
+    "extractor_image_size": ("extractor", "image_size"),
+    "resize": ("extractor", "resize"),
+    "sampler": ("generated", "sampler"),
+    "num_steps": ("generated", "num_steps"),
+    "guidance": ("generated", "guidance"),
+    "guidance_interval": ("generated", "guidance_interval"),
+    "seeds": ("generated", "seeds"),
+    "use_ema": ("generated", "use_ema"),
+    "ema": ("generated", "ema"),
+    "iteration": ("generated", "iteration"),
+    "weights": ("generated", "weights"),
+    "backend": ("backend",),
+    "keras_cdiff": ("keras_cdiff",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The outcome of `Evaluator.evaluate`: `record` is plain data, with metrics, both sets of
+    images, the extractor, the metrics' settings, notes, version and time.
+    """
+
+    record: dict
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers by name."""
+        return self.record["metrics"]
+
+    def write(self, folder: str | os.PathLike) -> tuple[Path, Path]:
+        """Writes FOLDER/evaluation-TIME.json and a row of FOLDER/evaluations.csv; returns both."""
+        time = self.record["time"].split("+")[0].replace(":", "")
+        record, table = Path(folder) / f"evaluation-{time}.json", Path(folder) / "evaluations.csv"
+        self.write_json(record)
+        self.append_csv(table)
+        return record, table
+
+    def write_json(self, path: str | os.PathLike) -> None:
+        """Writes the record to a file, atomically."""
+        text = json.dumps(strict_json(self.record), indent=2, allow_nan=False) + "\n"
+        write_whole(Path(path), lambda part: part.write_text(text))
+
+    def append_csv(self, path: str | os.PathLike) -> None:
+        """Appends a row to a table; raises a ValueError if it is one of other columns."""
+        path = Path(path)
+        header = _line(_COLUMNS)
+        row = _line(_cell(self.record, keys) for keys in _COLUMNS.values())
+        if path.exists() and path.stat().st_size:
+            with open(path, newline="") as file:
+                first = file.readline()
+            if first != header:
+                raise ValueError(
+                    "The file must be a table that an evaluation of this version wrote: choose "
+                    f"another one. Received: path={str(path)!r}, which begins {first[:80]!r}"
+                )
+            header = ""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", newline="") as file:
+            file.write(header + row)  # at once, so that two processes do not mix their rows
+
+    def __str__(self) -> str:
+        sides = (
+            f"{self.record[side]['images']} ({self.record[side]['count'] or 'unknown number'})"
+            for side in ("generated", "reference")
+        )
+        extractor = self.record["extractor"]
+        size = extractor["image_size"]
+        size = "at their own size" if size is None else f"at {size[0]} x {size[1]}"
+        lines = [
+            " against ".join(sides),
+            f"  {extractor['name']} {size}, version {extractor['version']}, "
+            f"resize {extractor['resize']}",
+        ]
+        lines += [f"  {name:<34}{value:.6g}" for name, value in self.metrics.items()]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.record["notes"])])
+
 
 class Evaluator:
     """Compares sets of images by what one extractor sees in them.
 
-    The features of a reference are kept, so that it is extracted once however often it is
-    compared with; with `cache` they are kept on disk, and an interrupted extraction goes on where
-    it stopped. Under `distribution.shared_by` the processes share the images, and all return the
-    result.
+    The features of a reference are kept; with `cache` they are kept on disk, and an interrupted
+    extraction goes on where it stopped. Under `distribution.shared_by` the processes share the
+    images, and all return the result.
 
     Args:
         extractor: the network that sees the images; a `keras.Model` becomes one by `from_model`.
         metrics: names in `METRICS`; None for all that can be had, except
-            "frechet_distance_infinity", which must be asked for.
+            "frechet_distance_infinity", which must be named.
         cache: folder for features on disk; None keeps them in memory.
         cache_generated: whether those of generated images go there too.
         batch_size: images the extractor sees at once.
@@ -114,14 +211,13 @@ class Evaluator:
         """Returns the metrics of `generated` against `reference`.
 
         Args:
-            generated: an image set; or the name of a data source ("npz:PATH", "folder:PATH",
-                "tfds:NAME:SPLIT"), or a uint8 array (N, H, W, C), as for `SourceImages`.
+            generated: an image set, or what `SourceImages` takes.
             reference: the same; or statistics, a `FeatureStatistics` or "statistics:PATH", with
                 which only the Frechet distance can be had.
 
         Raises:
-            ValueError: if a set cannot be read, has fewer than two images, or is too small for a
-                metric; or if the statistics are those of another extractor.
+            ValueError: if a set cannot be read or is too small for a metric, or the statistics are
+                those of another extractor.
 
         Warns:
             UserWarning: if a set is so small that the Frechet distance is biased.
@@ -169,20 +265,15 @@ class Evaluator:
                 "notes": _notes(names, *described),
                 "backend": keras.backend.backend(),
                 "keras_cdiff": __version__,
-                "time": now(),
+                "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             }
         )
 
     def check(
         self, generated: ImageSet, reference: ImageSet | FeatureStatistics | str | np.ndarray
     ) -> list[str]:
-        """Checks that two sets can be compared, before anything is extracted.
-
-        Returns:
-            The names of the metrics that there will be.
-
-        Raises:
-            ValueError: as `evaluate`.
+        """Returns the names of the metrics that there will be, or raises as `evaluate`, before
+        anything is extracted.
         """
         reference = as_reference(reference)
         names = self._names(reference)
@@ -201,10 +292,7 @@ class Evaluator:
         return names
 
     def statistics(self, images: ImageSet | str | np.ndarray) -> FeatureStatistics:
-        """Returns the statistics of a set's features, which `evaluate` takes as a reference.
-
-        `FeatureStatistics.save` writes them to a file that other tools read as well.
-        """
+        """Returns the statistics of a set's features, which `evaluate` takes as a reference."""
         images = as_images(images)
         _, statistics = self._extract_reference(images)
         statistics = statistics.copy()
@@ -303,3 +391,16 @@ def _notes(names: Sequence[str], generated: dict, reference: dict) -> list[str]:
     if len(known) < len(counts):
         notes.append("the number of images behind the reference's statistics is not known")
     return notes
+
+
+def _cell(record: dict, keys: tuple[str, ...]) -> object:
+    value = record
+    for key in keys:
+        value = None if value is None else value.get(key)
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _line(cells: object) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()

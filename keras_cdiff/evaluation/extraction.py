@@ -48,14 +48,10 @@ def extract(
 ) -> Features:
     """Returns the features of all images of a set.
 
-    With a cache a set is extracted once: its features lie in a folder whose name is a digest of the
-    images and the extractor. An interrupted extraction goes on where it stopped. The folder takes
-    4 (D + K) bytes an image, 0.6 GB for 50,000 images with the features and logits of Inception;
-    nothing ever removes it, but you may.
-
-    Under `distribution.shared_by` the processes share the images, and all return all features. The
-    first alone writes the cache, which looks the same as that of one process:
-    any number of processes goes on where others stopped.
+    With a cache a set is extracted once: its features lie in a folder named by a digest of images
+    and extractor, 4 (D + K) bytes an image; nothing ever removes it, but you may. An interrupted
+    extraction goes on where it stopped, with any number of processes. Under
+    `distribution.shared_by` they share the images, and all return all features.
 
     Args:
         images: the set.
@@ -265,19 +261,7 @@ class _Folder(_Memory):
 def extract_in_rounds(
     images: ImageSet, extractor: Extractor, done: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Yields, in all processes, features and logits of the images from `done` on, in their order.
-
-    Args:
-        images: the set.
-        extractor: the network that sees the images.
-        done: number of images that have been extracted, the same in all processes.
-        batch_size: images the extractor sees at once.
-
-    Raises:
-        ValueError: if the set yields more or fewer images than it says, or is another one in
-            another process.
-        LostPeer: if another process has failed or ended.
-    """
+    """Yields features and logits of the images from `done` on, in their order."""
     processes = sharing()
     described = (images.digest(), extractor.describe(), batch_size, images.batch_size)
     processes.check_same("images and extractor", described)
@@ -308,11 +292,10 @@ def _read(images: ImageSet, own: range) -> list[np.ndarray]:
     """The images of these places; of the last ones it is seen that no others follow."""
     part: list[np.ndarray] = []
     count = len(images)
-    if own:
-        for batch in images.batches(own.start, len(own)):
-            part.extend(batch)
-            if len(part) > len(own) or (len(part) == len(own) and own.stop < count):
-                break
+    for batch in images.batches(own.start, len(own)):
+        part.extend(batch)
+        if len(part) > len(own) or (len(part) == len(own) and own.stop < count):
+            break
     if len(part) < len(own) or (len(part) > len(own) and own.stop == count):
         raise wrong_count(images, "more" if len(part) > len(own) else own.start + len(part))
     return part[: len(own)]

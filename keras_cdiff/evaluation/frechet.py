@@ -5,12 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_cdiff.common.checks import check_integer
-from keras_cdiff.evaluation.checks import (
-    block_rows,
-    check_features,
-    check_finite,
-    check_widths,
-)
+from keras_cdiff.evaluation.checks import block_rows, check_features, check_finite, check_widths
 from keras_cdiff.evaluation.statistics import FeatureStatistics
 
 _EPSILON = float(np.finfo(np.float64).eps)

@@ -31,7 +31,7 @@ class ImageSet(abc.ABC):
 
     Attributes:
         name: what the set is called in results.
-        batch_size: images that are made at once, however few are asked for.
+        batch_size: images that are made at once, however few are needed.
     """
 
     name: str
@@ -112,7 +112,7 @@ class SourceImages(ImageSet):
         """Returns the labels (N,) of the images, or None."""
         return self._labels
 
-    @functools.cached_property  # a reference is asked at each evaluation, and may be large
+    @functools.cached_property  # a reference is described at each evaluation, and may be large
     def _labels(self) -> np.ndarray | None:
         labels = self.source.labels()
         return None if labels is None else labels[self._places]
@@ -137,10 +137,8 @@ class SourceImages(ImageSet):
 class GeneratedImages(ImageSet):
     """Samples of a model, drawn when they are read; sample i depends on `seed` + i and its label.
 
-    Under `distribution.shared_by` it is `extract` that shares the samples among the processes.
-
-    A model that has taken no training step here, such as one from a weights file alone, is
-    described without iteration and average, which are not known then.
+    Of several processes it is `extract` that shares the samples. A model that has taken no training
+    step here, such as one from a weights file, is described without iteration and average.
 
     Args:
         model: a `DiffusionModel`.
@@ -210,15 +208,14 @@ class GeneratedImages(ImageSet):
     def batches(self, start: int, batch_size: int) -> Iterator[np.ndarray]:
         for first in range(start, self._count, self.batch_size):
             # A whole batch each time: a short one would compile anew.
-            rows = np.arange(first, first + self.batch_size)
-            there = np.minimum(rows, self._count - 1)
+            rows = np.minimum(np.arange(first, first + self.batch_size), self._count - 1)
             images = sample(
                 self.model,
                 len(rows),
                 self.sampler,
                 seed=[self.seed + int(row) for row in rows],
-                label=None if self.label is None else self.label[there],
-                context=None if self.context is None else self.context[there],
+                label=None if self.label is None else self.label[rows],
+                context=None if self.context is None else self.context[rows],
                 guidance=self.guidance,
                 use_ema=self.use_ema,
                 batch_size=self.batch_size,
@@ -295,12 +292,8 @@ class GeneratedImages(ImageSet):
 
 
 def proportional_labels(labels: np.ndarray, num_images: int, seed: int = 0) -> np.ndarray:
-    """Returns labels in the proportions of a data set's, so that distances do not measure those.
-
-    Args:
-        labels: the data set's labels (N,).
-        num_images: how many to return; each class gets its share of them, rounded.
-        seed: of their order.
+    """Returns `num_images` labels in the proportions of a data set's `labels` (N,), rounded, in a
+    random order of `seed`, so that distances do not measure the proportions.
     """
     places = (np.arange(num_images) + 0.5) / num_images * len(labels)
     return np.random.default_rng(seed).permutation(np.sort(labels)[places.astype(np.int64)])

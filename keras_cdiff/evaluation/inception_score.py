@@ -34,8 +34,7 @@ def inception_score(
         mean and standard deviation (divisor S) over the parts.
 
     Raises:
-        ValueError: if there are fewer than two rows, the logits are not finite floating-point
-            numbers (N, K), or a number is out of range.
+        ValueError: if the logits are not finite floats (N, K), N >= 2, or a number is out of range.
 
     Source: Salimans et al., "Improved Techniques for Training GANs", 2016.
     """

@@ -31,8 +31,7 @@ def kernel_distance(
         and may therefore be negative.
 
     Raises:
-        ValueError: if a set has fewer than two rows, is not finite floating-point numbers (N, D),
-            the widths differ, or a number is out of range.
+        ValueError: if the features are not two such sets, or a number is out of range.
 
     Source: Bińkowski et al., "Demystifying MMD GANs", 2018.
     """
@@ -61,13 +60,6 @@ def squared_mmd(real: object, generated: object) -> float:
 
     Kernels are computed in the dtype of the features, float32 at least, and summed in float64, so
     that the rounding of single terms averages out.
-
-    Args:
-        real: features x (N, D).
-        generated: features y (M, D). The order does not matter.
-
-    Raises:
-        ValueError: as `kernel_distance`.
 
     Source: Gretton et al., "A Kernel Two-Sample Test", 2012, equation 3.
     """
@@ -104,9 +96,7 @@ def _sum_within(x: np.ndarray) -> float:
 
 
 def _sum_of_cubes(products: np.ndarray, width: int) -> float:
-    """The sum of (product / D + 1)^3, whose terms have the dtype of the products and whose sum is
-    float64, in pieces that stay in the cache.
-    """
+    """The sum of (product / D + 1)^3 in float64, in pieces that stay in the cache."""
     total, rows = 0.0, block_rows(max(1, products.shape[1]), 2**16)
     for start in range(0, len(products), rows):
         base = products[start : start + rows] / products.dtype.type(width)

@@ -38,24 +38,19 @@ def precision_recall(
     generated points in the manifold of the real ones, recall the share of the real points in the
     manifold of the generated ones. The surface of a ball belongs to it.
 
-    Beyond the features it needs some ten MB, for "adm" some hundred, whatever N and M.
-
     Args:
         real: features (N, D), a memory map for instance.
         generated: features (M, D).
         k: which neighbour gives the radius, in [1, min(N, M) - 1].
-        convention: "exact": what distances from differences in float64 give. Tiles are computed in
-            float32, and the pairs that their rounding leaves open in float64. "adm": squared
+        convention: "exact": what distances from differences in float64 give. "adm": squared
             distances, and all that they are made of, are rounded to float16 unless they overflow,
-            as in guided-diffusion's evaluator. That moves points across surfaces, so use it only
-            for numbers to stand beside theirs.
+            as in guided-diffusion's evaluator, for numbers to stand beside theirs.
 
     Returns:
         precision and recall, in [0, 1].
 
     Raises:
-        ValueError: if a set has fewer than two rows, is not finite floating-point numbers (N, D),
-            the widths differ, `k` is out of range or the convention unknown.
+        ValueError: if the features are not two such sets, or an argument is out of range.
 
     Source: Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative
         Models", 2019.
@@ -85,13 +80,7 @@ def _find_exact(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[np.nda
 
 
 class _Manifold:
-    """The balls around the centres, and which of the points are in one of them.
-
-    Args:
-        centres: the set whose manifold it is.
-        points: the other set.
-        k: which neighbour gives the radius.
-    """
+    """The balls around the centres, and which of the points are in one of them."""
 
     def __init__(self, centres: Points, points: Points, k: int):
         self._centres, self._points, self._k = centres, points, k

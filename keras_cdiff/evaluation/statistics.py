@@ -10,11 +10,7 @@ import numpy as np
 
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.common.files import write_whole
-from keras_cdiff.evaluation.checks import (
-    block_rows,
-    check_features,
-    check_finite,
-)
+from keras_cdiff.evaluation.checks import block_rows, check_features, check_finite
 
 # How far float32 arithmetic in another tool may take a covariance from one that is symmetric and
 # positive semidefinite, relative to its largest element or its norm.
@@ -56,11 +52,8 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: object, name: str = "features") -> "FeatureStatistics":
-        """Returns the statistics of features (N, D), N >= 2, read in blocks of rows.
-
-        Args:
-            features: an array (N, D), a memory map for instance.
-            name: what to call them in messages.
+        """Returns the statistics of features (N, D), N >= 2, a memory map for instance; `name` is
+        what messages call them.
 
         Raises:
             ValueError: if the features are not a finite floating-point array of that shape.
@@ -94,10 +87,7 @@ class FeatureStatistics:
         return self._scatter / (self.count - 1)
 
     def update(self, features: object) -> "FeatureStatistics":
-        """Adds the rows of features (B, D), B >= 1, all of them or, on an error, none.
-
-        Returns:
-            These statistics.
+        """Adds the rows of features (B, D), B >= 1, or on an error none; returns these statistics.
 
         Raises:
             ValueError: if the features are not a finite floating-point array of that shape, or the
@@ -110,10 +100,7 @@ class FeatureStatistics:
         return self
 
     def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """Adds the rows that another object has seen.
-
-        Returns:
-            These statistics.
+        """Adds the rows that another object has seen; returns these statistics.
 
         Raises:
             ValueError: if the widths differ, or one comes from a file without a count.
@@ -126,9 +113,8 @@ class FeatureStatistics:
         return self
 
     def save(self, path: str | os.PathLike, description: Mapping | None = None) -> None:
-        """Writes mu, sigma, num_images and the description to an .npz, whole or not at all.
-
-        pytorch-fid and EDM read such a file.
+        """Writes mu, sigma, num_images and the description to an .npz, atomically; pytorch-fid and
+        EDM read such a file.
 
         Args:
             path: a name that ends in .npz; its folder is made if missing.
@@ -161,8 +147,7 @@ class FeatureStatistics:
         """Reads a statistics file of `save`, pytorch-fid, clean-fid, EDM or guided-diffusion.
 
         The last four do not tell how many images they are of: the count is then None, and such
-        statistics can be compared but neither updated nor merged. What else is in the file, such
-        as the images and the spatial moments mu_s and sigma_s of guided-diffusion, is not read.
+        statistics can be compared but neither updated nor merged.
 
         Raises:
             ValueError: if the file is missing, damaged or of another kind, mu (D,) and sigma (D, D)
@@ -228,11 +213,7 @@ class FeatureStatistics:
 
 
 def _moments(name: str, features: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Returns count, mean and scatter of features (B, D), B >= 1, which `name` is called.
-
-    Raises:
-        ValueError: if one is not finite, or too large to be squared.
-    """
+    """Returns count, mean and scatter of features (B, D), B >= 1."""
     # Blocks are summed around the mean of the first, near enough to that of all.
     count, width = features.shape
     rows = block_rows(width)

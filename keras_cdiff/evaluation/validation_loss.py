@@ -30,10 +30,9 @@ class ValidationLoss:
     loss = sum_c m_c loss_c / sum_c m_c,
 
     m_c being the density's mass of the cluster: an estimate of the training loss on the union of
-    the clusters, whatever interval a curriculum trains at the moment. The noise of (image i,
-    cluster c, level j) is a function of `seed` alone, the same on every backend, so stages and runs
-    that share the arguments differ by their weights and nothing else. An evaluation asks the
-    network about C L N noisy images, which the processes of `distribution.shared_by` share.
+    the clusters, whatever a curriculum trains at the moment. The noise of (image i, cluster c,
+    level j) is a function of `seed` alone, on every backend, so stages and runs differ by their
+    weights alone. The processes of `distribution.shared_by` share the C L N noisy images.
 
     Args:
         images: float (N, H, W, C) in [-1, 1], at least two, that training does not see.
@@ -105,10 +104,10 @@ class ValidationLoss:
             use_ema: whether the averaged weights answer, if the model keeps an average.
 
         Returns:
-            A dict of numbers and lists: "loss" and its "standard_error", that of a mean over N
-            random images; for each of the C clusters "cluster_loss", "cluster_standard_error" and
-            "cluster_mass"; the grid they are of, "cluster_edges" (C + 1) and "levels" (C x L);
-            "iteration", "num_images", "seed" and "use_ema".
+            A dict: "loss" and its "standard_error", that of a mean over N random images; for each
+            of the C clusters "cluster_loss", "cluster_standard_error" and "cluster_mass"; the grid,
+            "cluster_edges" (C + 1) and "levels" (C x L); "iteration", "num_images", "seed" and
+            "use_ema".
 
         Raises:
             ValueError: if images, labels or clusters do not fit the model.
@@ -134,13 +133,10 @@ class ValidationLoss:
         }
 
     def check(self, model: keras.Model) -> np.ndarray:
-        """Checks that images, labels and clusters fit a model.
-
-        Returns:
-            The edges of the clusters, float64 (C + 1,), within the objective's support.
+        """Returns the edges of the clusters, float64 (C + 1,), within the objective's support.
 
         Raises:
-            ValueError: if they do not fit.
+            ValueError: if images, labels or clusters do not fit the model.
         """
         if self.images.shape[1:] != model.image_shape:
             raise ValueError(
@@ -211,15 +207,8 @@ def loss_function(model: keras.Model, use_ema: bool) -> BatchFunction:
 
 
 def middle_levels(objective: Objective, edges: np.ndarray, count: int) -> np.ndarray:
-    """Returns the levels in the middle of equally probable parts of each cluster.
-
-    Args:
-        objective: an `Objective`.
-        edges: the C + 1 edges of the clusters, within the objective's support.
-        count: parts of a cluster, L.
-
-    Returns:
-        float32 array (C, L), ascending; whole timesteps where levels are timesteps.
+    """Returns the levels in the middle of L = `count` equally probable parts of each cluster,
+    float32 (C, L), ascending.
     """
     middles = ops.convert_to_tensor((np.arange(count) + 0.5) / count, dtype="float32")
     intervals = [ops.convert_to_tensor(i, "float32") for i in itertools.pairwise(edges)]
@@ -231,13 +220,6 @@ def cumulative_mass(objective: Objective, levels: np.ndarray) -> np.ndarray:
 
     F(t), as the inverse of `host_quantile` by bisection: the middle of all p whose quantile is t,
     which for timesteps, whose quantiles are rounded, is t / T.
-
-    Args:
-        objective: an `Objective`.
-        levels: array in the native coordinate, within the objective's support.
-
-    Returns:
-        float64 array in the shape of `levels`, in [0, 1].
     """
     levels = np.asarray(levels, dtype=np.float64)
 

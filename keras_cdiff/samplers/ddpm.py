@@ -92,8 +92,8 @@ class DDPM(Sampler):
         estimate = denoise(x, row["level"])
         clean = self.clipped(estimate["clean"])
         mean = row["x_weight"] * x + row["clean_weight"] * clean
-        deviation = ops.exp(0.5 * self._log_variance(estimate["variance"], row))
-        return mean + row["noise_weight"] * deviation * noise, clean
+        std = ops.exp(0.5 * self._log_variance(estimate["variance"], row))
+        return mean + row["noise_weight"] * std * noise, clean
 
     def _log_variance(self, learned: object, row: dict[str, object]) -> object:
         self.check(learned is not None)

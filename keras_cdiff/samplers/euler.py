@@ -1,4 +1,4 @@
-"""Euler: the first-order sampler of the probability-flow ODE, with or without fresh noise."""
+"""Euler and Heun: first and second order steps along the probability-flow ODE."""
 
 import math
 from collections.abc import Sequence
@@ -177,25 +177,6 @@ class Euler(Sampler):
         }
 
 
-def slope(schedule: Schedule, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (p, q) of the probability-flow ODE dx / dlevel = p x + q D, float64."""
-    alpha, sigma = schedule.alpha_sigma(level)
-    alpha_slope, sigma_slope = schedule.slopes(level)
-    x_slope = sigma_slope / sigma
-    return x_slope, alpha_slope - alpha * x_slope
-
-
-def _check_times(schedule: Schedule) -> None:
-    """Raises unless the level is a continuous coordinate with the clean image at 0."""
-    discrete = isinstance(schedule, DiscreteSchedule)
-    if discrete or schedule.alpha_sigma(np.array(0.0)) != (1.0, 0.0):
-        raise ValueError(
-            'coordinate="level" needs a continuous schedule that has the clean image at level 0, '
-            'such as RectifiedFlow or VP; use coordinate="sigma", which any schedule has. '
-            f"Received: schedule={type(schedule).__name__}"
-        )
-
-
 @keras.saving.register_keras_serializable("keras_cdiff")
 class Heun(Euler):
     """Heun's method for the probability-flow ODE, deterministic or with fresh noise.
@@ -295,3 +276,22 @@ class Heun(Euler):
         if self.coordinate == "level":
             end = end + row["x_correction"] * x + row["clean_correction"] * clean
         return end, corrected
+
+
+def slope(schedule: Schedule, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (p, q) of the probability-flow ODE dx / dlevel = p x + q D, float64."""
+    alpha, sigma = schedule.alpha_sigma(level)
+    alpha_slope, sigma_slope = schedule.slopes(level)
+    x_slope = sigma_slope / sigma
+    return x_slope, alpha_slope - alpha * x_slope
+
+
+def _check_times(schedule: Schedule) -> None:
+    """Raises unless the level is a continuous coordinate with the clean image at 0."""
+    discrete = isinstance(schedule, DiscreteSchedule)
+    if discrete or schedule.alpha_sigma(np.array(0.0)) != (1.0, 0.0):
+        raise ValueError(
+            'coordinate="level" needs a continuous schedule that has the clean image at level 0, '
+            'such as RectifiedFlow or VP; use coordinate="sigma", which any schedule has. '
+            f"Received: schedule={type(schedule).__name__}"
+        )

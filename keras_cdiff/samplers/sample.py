@@ -1,4 +1,4 @@
-"""sample(): images from a model, with or without guidance."""
+"""sample(): images from a model, under classifier-free guidance."""
 
 import math
 import weakref
@@ -177,14 +177,8 @@ def default_sampler(model: keras.Model) -> Sampler:
 def check_options(
     model: keras.Model, sampler: Sampler, guidance: Guidance, label: bool, context: bool
 ) -> None:
-    """Raises a ValueError unless the model can be sampled so.
-
-    Args:
-        model: a `DiffusionModel`.
-        sampler: how noise becomes images.
-        guidance: the guidance.
-        label: whether labels are given.
-        context: whether a context is given.
+    """Raises a ValueError unless the model can be sampled so; `label` and `context` say whether it
+    is conditioned on them.
     """
     sampler.check(model.parameterization.learned_variance)
     table = sampler.table(model.schedule)
@@ -213,7 +207,7 @@ def _check_levels(model: keras.Model, levels: np.ndarray) -> None:
 def _check_guidance(
     model: keras.Model, guidance: Guidance, label: bool, context: bool, levels: np.ndarray
 ) -> None:
-    """Raises if active guidance does not fit the model, or the levels at which it is asked."""
+    """Raises if active guidance does not fit the model, or the levels at which it is used."""
     if not label and not context:
         raise ValueError(
             "Guidance strengthens a condition: give `label` or `context`, or leave guidance at 1. "
@@ -249,7 +243,7 @@ def _denoise(model: keras.Model, use_ema: bool, condition: dict, guidance: Guida
     """Returns (x, level) -> estimate for one batch."""
 
     def denoise(x: object, level: float) -> dict:
-        # Outside of the guidance's interval the network is asked once instead of twice.
+        # Outside of the guidance's interval the network is called once instead of twice.
         here = guidance if guidance.covers(level) else Guidance(1.0)
         inputs = {"x": x, "level": np.full(len(x), level, dtype="float32"), **condition}
         if here.active:
@@ -264,11 +258,6 @@ def _denoise(model: keras.Model, use_ema: bool, condition: dict, guidance: Guida
 def estimator(model: keras.Model, use_ema: bool, guidance: Guidance) -> BatchFunction:
     """Returns `model.estimate` as a compiled function of x, level, label and context, and of the
     guidance's scale unless that is 1; the same one for the same arguments.
-
-    Args:
-        model: a `DiffusionModel`.
-        use_ema: whether the averaged weights are used.
-        guidance: the guidance, without its interval.
     """
     compiled = {"jit_compile": model.jit_compile, "run_eagerly": model.run_eagerly}
     options = (use_ema, guidance.active, guidance.channels)

@@ -15,6 +15,10 @@ from keras import ops
 from keras_cdiff.common.checks import is_integer
 from keras_cdiff.schedules import DiscreteSchedule, Schedule
 
+TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
+CONTINUOUS_SPACINGS = ("linspace", "linear", "geometric", "rho")
+SPACINGS = tuple(dict.fromkeys(TIMESTEP_SPACINGS + CONTINUOUS_SPACINGS))
+
 Denoise = Callable[[object, object], dict]  # (x, level) -> {"clean", "variance"}
 
 
@@ -29,8 +33,8 @@ class Sampler(abc.ABC):
         num_steps: number of steps, >= 1; with discrete timesteps and linspace spacing also a
             sequence of counts, one a section of the timesteps, noisiest section last.
         spacing: which levels are visited: of discrete timesteps "linspace", "leading" or "trailing"
-            (`levels.respaced_timesteps`); of continuous schedules "linear", "geometric", "rho", or
-            "linspace" for what fits the schedule (`levels.noise_levels`); or the levels themselves,
+            (`respaced_timesteps`); of continuous schedules "linear", "geometric", "rho", or
+            "linspace" for what fits the schedule (`noise_levels`); or the levels themselves,
             descending, on any schedule: `num_steps` is then their number.
         rho: exponent of the "rho" grid of levels, > 0.
         clip: whether each estimate of the clean image is clamped to [-1, 1]. For images in pixels,
@@ -111,11 +115,7 @@ class Sampler(abc.ABC):
         """
 
     def check(self, learned_variance: bool) -> None:  # noqa: B027 (most need nothing)
-        """Raises a ValueError if the sampler needs what a model does not predict.
-
-        Args:
-            learned_variance: whether the model predicts a variance.
-        """
+        """Raises a ValueError if the sampler needs a variance that the model does not predict."""
 
     def levels(self, schedule: Schedule) -> np.ndarray:
         """Returns the noise levels visited, float64 (n,), descending."""
@@ -128,7 +128,7 @@ class Sampler(abc.ABC):
     def table(self, schedule: Schedule) -> dict[str, np.ndarray]:
         """Returns the coefficients of all steps: columns of float64 (n,), row i for step i.
 
-        "level" is where the network is asked, "next_level" where the step ends. The last step ends
+        "level" is where the network is called, "next_level" where the step ends. The last step ends
         at the clean image (alpha = 1, sigma = 0), which is no level of the network, and repeats its
         own level.
         """
@@ -151,7 +151,7 @@ class Sampler(abc.ABC):
         """Yields the images and the estimate of the clean images after every step.
 
         Args:
-            denoise: the network, (x, level) -> {"clean", "variance"} with a scalar level.
+            denoise: as for `step`.
             x: images at the first level, (B, H, W, C): `initial_scale` times unit normal noise.
             schedule: the schedule of the model.
             draw_noise: called once a step for unit normal noise like `x`, if `needs_noise`.
@@ -196,18 +196,13 @@ def forward_variance(
     return 1.0 - np.square(alpha * next_sigma / (next_alpha * sigma))
 
 
-TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
-CONTINUOUS_SPACINGS = ("linspace", "linear", "geometric", "rho")
-SPACINGS = tuple(dict.fromkeys(TIMESTEP_SPACINGS + CONTINUOUS_SPACINGS))
-
-
 def noise_levels(
     schedule: Schedule,
     num_steps: int | Sequence[int],
     spacing: str | Sequence[float] = "linspace",
     rho: float = 7.0,
 ) -> np.ndarray:
-    """Returns the noise levels at which a sampler asks the network, from the noisiest down.
+    """Returns the noise levels at which a sampler calls the network, from the noisiest down.
 
     Discrete schedules are respaced (`respaced_timesteps`). Levels of continuous ones run from the
     schedule's highest, i = 0, to its lowest, i = n - 1:
@@ -333,13 +328,13 @@ def respaced_timesteps(
     starts = np.cumsum([0, *sizes[:-1]])
     return np.concatenate(
         [
-            start + _spread(size, count)
+            start + _evenly_spaced(size, count)
             for start, size, count in zip(starts, sizes, counts, strict=True)
         ]
     )
 
 
-def _spread(size: int, count: int) -> np.ndarray:
+def _evenly_spaced(size: int, count: int) -> np.ndarray:
     """Returns `count` integers spread evenly over 0..size-1."""
     if count == 1:
         return np.array([0])

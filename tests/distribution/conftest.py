@@ -61,7 +61,7 @@ class OfThreads(Processes):
         self.index, self.count = index, len(messages)
         self._messages, self._barrier = messages, barrier
 
-    def _exchange(self, message):
+    def _all_gather(self, message):
         self._messages[self.index] = message
         self._barrier.wait(600)
         found = list(self._messages)

@@ -14,7 +14,7 @@ class Two(Processes):
 
     index, count = 1, 2
 
-    def _exchange(self, message):
+    def _all_gather(self, message):
         return [message, message]
 
 

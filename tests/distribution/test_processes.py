@@ -23,7 +23,7 @@ pytestmark = pytest.mark.backend_free
 def test_one_alone():
     alone = Processes()
     assert alone.first
-    assert alone.exchange(b"x" * 10) == [b"x" * 10]
+    assert alone.all_gather(b"x" * 10) == [b"x" * 10]
     assert not alone.any(False)
     assert alone.any(True)
     alone.barrier()
@@ -36,13 +36,21 @@ def test_one_alone():
 @pytest.mark.parametrize("piece", [2**28, 7])
 def test_messages_of_any_length(piece, in_threads, monkeypatch):
     monkeypatch.setattr(processes, "_PIECE", piece)
-    arrays = [np.arange(n, dtype="float64").reshape(1, n) for n in (3, 0, 50)]
-    gathered = in_threads(3, lambda p: p.gather(arrays[p.index]))
-    for received in gathered:
+    messages = [bytes(range(n)) for n in (24, 0, 250)]
+    assert in_threads(3, lambda p: p.all_gather(messages[p.index])) == [messages] * 3
+
+
+def test_shared_arrays_keep_shape_and_dtype(in_threads):
+    arrays = [np.arange(n, dtype="float64").reshape(1, n) for n in (3, 0, 50)] + [np.float32(1)]
+
+    def run(processes):
+        with shared_by(processes):
+            return list(share(range(4), arrays.__getitem__))
+
+    for received in in_threads(3, run):
         for array, wanted in zip(received, arrays, strict=True):
             np.testing.assert_array_equal(array, wanted)
-            assert array.dtype == wanted.dtype
-    assert in_threads(2, lambda p: [a.shape for a in p.gather(np.float32(1))]) == [[(), ()]] * 2
+            assert (array.dtype, array.shape) == (wanted.dtype, wanted.shape)
 
 
 def test_agreement(in_threads):

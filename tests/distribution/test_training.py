@@ -167,7 +167,7 @@ def test_two_processes_of_which_one_is_killed(launch, write, alone, tmp_path, re
 
 @pytest.mark.exhaustive
 def test_from_one_process_to_two_and_back(config, launch, write, alone, tmp_path, read_log):
-    """Without evaluations, which test_spread.py compares."""
+    """Without evaluations, which test_shared_work.py compares."""
     workdir = tmp_path / "run"
     training.train(config(5, evaluate=False), workdir)
     arguments = ("train_worker.py", write(15, evaluate=False), workdir, "data")
@@ -187,7 +187,7 @@ class Other(Processes):
     def __init__(self, index):
         self.index = index
 
-    def _exchange(self, message):
+    def _all_gather(self, message):
         answer = b".1" if message == b".0" else message
         return [message, answer] if self.first else [answer, message]
 

@@ -43,14 +43,14 @@ def epsilon_denoiser():
 
 
 class GaussianData:
-    """Pixels drawn from N(mean, deviation^2), for which the best denoiser is known."""
+    """Pixels drawn from N(mean, std^2), for which the best denoiser is known."""
 
-    mean, deviation = 0.3, 0.4
+    mean, std = 0.3, 0.4
 
     def clean_weights(self, alpha, sigma):
         """Of E[x_0 | x] = a + b x."""
-        total = (alpha * self.deviation) ** 2 + sigma**2
-        return self.mean * sigma**2 / total, alpha * self.deviation**2 / total
+        total = (alpha * self.std) ** 2 + sigma**2
+        return self.mean * sigma**2 / total, alpha * self.std**2 / total
 
     def denoiser(self, schedule):
         def denoise(x, level):
@@ -63,7 +63,7 @@ class GaussianData:
         """The probability-flow ODE's exact solution from (alpha, sigma) `start` to `end`."""
 
         def scale(alpha, sigma):
-            return np.sqrt((alpha * self.deviation) ** 2 + sigma**2)
+            return np.sqrt((alpha * self.std) ** 2 + sigma**2)
 
         standard = (x - start[0] * self.mean) / scale(*start)
         return end[0] * self.mean + scale(*end) * standard

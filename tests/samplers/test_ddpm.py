@@ -59,7 +59,7 @@ def exact_variance(data, sampler, schedule):
     """The learned-variance output under which each step is the true reverse of Gaussian data."""
     table = sampler.table(schedule)
     alpha, sigma = schedule.alpha_sigma(table["level"])
-    left = (data.deviation * sigma) ** 2 / ((alpha * data.deviation) ** 2 + sigma**2)
+    left = (data.std * sigma) ** 2 / ((alpha * data.std) ** 2 + sigma**2)
     exact = np.log(
         np.exp(table["log_small"]) * (table["noise_weight"] > 0) + table["clean_weight"] ** 2 * left
     )
@@ -88,9 +88,9 @@ def test_reproduces_gaussian_data(gaussian_data, schedule, variance, num_steps, 
     x = sampler.initial_scale(schedule) * draw()
     *_, (x, _) = sampler.trajectory(denoise, x, schedule, draw)
     values = ops.convert_to_numpy(x)
-    # 16,384 values: the mean's standard error is 0.003, the deviation's 0.002.
+    # 16,384 values: the mean's standard error is 0.003, the std's 0.002.
     assert abs(values.mean() - gaussian_data.mean) < 0.012
-    assert abs(values.std() / gaussian_data.deviation - 1.0) < tolerance
+    assert abs(values.std() / gaussian_data.std - 1.0) < tolerance
 
 
 @pytest.mark.parametrize(

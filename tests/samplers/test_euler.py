@@ -50,11 +50,11 @@ def test_no_noise_beyond_the_top_of_the_schedule(schedule):
     assert np.all(table["noise_weight"][1:] > 0.0)
 
 
-def spread(data, sampler, schedule):
+def std_of_samples(data, sampler, schedule):
     """The standard deviation of Gaussian data's samples: each step is linear in image and noise."""
     table, denoise = sampler.table(schedule), data.denoiser(schedule)
     alpha, sigma = schedule.alpha_sigma(sampler.levels(schedule)[0])
-    variance = (alpha * data.deviation) ** 2 + sigma**2
+    variance = (alpha * data.std) ** 2 + sigma**2
     for i in range(len(table["level"])):
         row = {name: column[i] for name, column in table.items()}
         last = i == len(table["level"]) - 1
@@ -70,8 +70,8 @@ def spread(data, sampler, schedule):
 @pytest.mark.parametrize(("sampler", "tolerance"), [(Euler, 0.05), (Heun, 0.004)])
 def test_fresh_noise_keeps_the_distribution(gaussian_data, schedule, sampler, tolerance):
     coarse, fine = (
-        spread(gaussian_data, sampler(n, s_churn=20.0, s_max=50.0), schedule)
-        / gaussian_data.deviation
+        std_of_samples(gaussian_data, sampler(n, s_churn=20.0, s_max=50.0), schedule)
+        / gaussian_data.std
         - 1.0
         for n in (100, 200)
     )
@@ -79,7 +79,7 @@ def test_fresh_noise_keeps_the_distribution(gaussian_data, schedule, sampler, to
     assert abs(fine) < 0.7 * abs(coarse)
     # Noise of another strength does not.
     louder = sampler(200, s_churn=20.0, s_max=50.0, s_noise=1.1)
-    assert spread(gaussian_data, louder, schedule) > (1.0 + fine + 0.01) * gaussian_data.deviation
+    assert std_of_samples(gaussian_data, louder, schedule) > (1.0 + fine + 0.01) * gaussian_data.std
 
 
 @pytest.mark.parametrize("sampler", [Euler(5, "level"), Heun(5, coordinate="level")])

@@ -114,7 +114,7 @@ def test_any_sampler_on_any_schedule(integrate, gaussian_data, sampler, schedule
     x = np.random.default_rng(0).standard_normal(100)
     levels = sampler.levels(schedule)
     start = [ends[0] for ends in schedule.alpha_sigma(levels)]
-    x = x * np.hypot(start[1], gaussian_data.deviation * start[0]) + gaussian_data.mean * start[0]
+    x = x * np.hypot(start[1], gaussian_data.std * start[0]) + gaussian_data.mean * start[0]
     end = integrate(sampler, schedule, gaussian_data.denoiser(schedule), x)[-1]
     expected = gaussian_data.flow(x, start, (1.0, 0.0))
     np.testing.assert_allclose(end, expected, atol=0.05)

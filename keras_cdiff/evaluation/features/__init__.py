@@ -1,7 +1,7 @@
 """Feature extractors: networks that turn images into the features that distances compare."""
 
-from keras_cdiff.evaluation.features.extractor import Extractor
-from keras_cdiff.evaluation.features.library import (
+from keras_cdiff.evaluation.features.extractor import (
+    Extractor,
     from_model,
     inception,
     mobilenet_v2,

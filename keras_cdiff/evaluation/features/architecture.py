@@ -12,12 +12,8 @@ def architecture(model: keras.layers.Layer) -> str:
     """Returns a text that tells a model's layers, their arguments and how they are connected.
 
     The names of layers count what was built before, so places in the model stand for them. The
-    text is the same on every backend and in every process. A class of one's own counts by its name,
-    its module and its config: what its code computes is not seen.
-
-    Args:
-        model: a Keras model or layer. Where `get_config` of a layer fails, its class and the layers
-            within stand for it.
+    text is the same on every backend and in every process. A custom class counts by its name, its
+    module and its config; where `get_config` fails, by its class and the layers within.
     """
     return json.dumps(_described(model), sort_keys=True)
 

@@ -36,10 +36,9 @@ class FoldedConvolutions:
         strides: int = 1,
         padding: str = "same",
     ) -> Tensor:
-        """Returns x convolved, without activation.
+        """Returns x (B, H, W, C) convolved, without activation.
 
         Args:
-            x: (B, H, W, C).
             convolution: the name of the convolution, which has no bias, in the state dict.
             normalization: that of the batch normalisation that follows it.
             filters: channels of the output; None makes the convolution depthwise.
@@ -82,15 +81,12 @@ class FoldedConvolutions:
     def load(
         self, state_dict: Mapping[str, np.ndarray], network: str, unused: Iterable[str] = ()
     ) -> dict[str, np.ndarray]:
-        """Loads a state dict.
+        """Loads a state dict, and returns the entries that were loaded.
 
         Args:
             state_dict: PyTorch's names to arrays in PyTorch's layouts.
             network: what the error message calls the network.
             unused: names that it may have beside those of the layers.
-
-        Returns:
-            The entries that were loaded.
 
         Raises:
             ValueError: if the state dict is another network's, or has values that are not finite.

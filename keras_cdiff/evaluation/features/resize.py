@@ -73,11 +73,8 @@ def resize(images: Tensor, size: tuple[int, int], mode: str = "clean") -> Tensor
 
     Args:
         images: (B, H, W, C), H and W static, values in [0, 255].
-        size: height and width wanted.
+        size: height and width of the result, float32 (B, *size, C) in [0, 255].
         mode: one of `MODES`.
-
-    Returns:
-        float32 (B, *size, C), in [0, 255].
 
     Raises:
         ValueError: if the mode is unknown.
@@ -98,15 +95,8 @@ def resize(images: Tensor, size: tuple[int, int], mode: str = "clean") -> Tensor
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], mode: str = "clean") -> np.ndarray:
-    """Returns one image at another size, computed in float64 on the host.
-
-    Args:
-        image: (H, W, C), values in [0, 255].
-        size: height and width wanted.
-        mode: one of `MODES`.
-
-    Returns:
-        float32 (*size, C), in [0, 255].
+    """Returns one image (H, W, C), in [0, 255], as float32 (*size, C), computed in float64 on the
+    host.
 
     Raises:
         ValueError: if the mode is unknown, or the image not of rank 3.

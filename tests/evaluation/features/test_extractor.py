@@ -11,7 +11,6 @@ from keras import ops
 from keras_cdiff.evaluation.features import (
     from_model,
     inception,
-    library,
     mobilenet_v2,
     open_extractor,
 )
@@ -160,7 +159,10 @@ def test_the_version_is_of_what_the_network_computes(small_model):
 def test_inception_sees_what_the_graph_of_2015_sees(monkeypatch, photos, mode):
     asked = []
     answer = Pixels(), {"weight": np.ones(1)}
-    monkeypatch.setattr(library, "inception_network", lambda state: asked.append(state) or answer)
+    monkeypatch.setattr(
+        "keras_cdiff.evaluation.features.extractor.inception_network",
+        lambda state: asked.append(state) or answer,
+    )
     extractor = inception({"fc.weight": np.ones(1)}, resize=mode)
     assert asked == [{"fc.weight": np.ones(1)}]
     assert (extractor.name, extractor.image_size) == ("inception", (299, 299))
@@ -196,7 +198,10 @@ def test_mobilenet_v2_from_a_file(torchvision, random_weights, run_torch, photos
 def test_published_weights_are_fetched(monkeypatch, tmp_path):
     asked = []
     np.savez(tmp_path / "other.npz", weight=np.zeros(1))
-    monkeypatch.setattr(library, "fetch", lambda n: asked.append(n) or tmp_path / "other.npz")
+    monkeypatch.setattr(
+        "keras_cdiff.evaluation.features.extractor.fetch",
+        lambda n: asked.append(n) or tmp_path / "other.npz",
+    )
     with pytest.raises(ValueError, match="must be those of the FID Inception-v3"):
         open_extractor("inception")
     with pytest.raises(ValueError, match="must be those of torchvision's mobilenet_v2"):
