@@ -136,8 +136,8 @@ class Autoencoder:
         }
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes an autoencoder of the kind "kl", whole or not at all; `open_autoencoder` opens it
-        as "kl:FOLDER".
+        """Writes an autoencoder of the kind "kl" atomically; `open_autoencoder` opens it as
+        "kl:FOLDER".
 
         Args:
             folder: missing or empty.
@@ -205,8 +205,8 @@ def open_autoencoder(name: str, fingerprint: str | None = None) -> Autoencoder:
 
 def _scaled_moments(encoder: keras.Model, scale: float, images: Tensor) -> Tensor:
     mean, log_variance = ops.split(encoder(images, training=False), 2, axis=-1)
-    deviation = ops.exp(ops.clip(log_variance, -30.0, 20.0) / 2)
-    return scale * ops.concatenate([mean, deviation], axis=-1)
+    std = ops.exp(ops.clip(log_variance, -30.0, 20.0) / 2)
+    return scale * ops.concatenate([mean, std], axis=-1)
 
 
 def _factor_and_channels(encoder: keras.Model, decoder: keras.Model) -> tuple[int, int]:

@@ -135,7 +135,7 @@ _FORMAT = 1
 def write_kl_folder(
     folder: str | os.PathLike, networks: Sequence[keras.Model], description: dict
 ) -> None:
-    """Writes networks of `kl_networks` into a folder, whole or not at all.
+    """Writes networks of `kl_networks` into a folder, atomically.
 
     Args:
         folder: missing or empty.
@@ -153,9 +153,11 @@ def write_kl_folder(
         )
     sizes = {name: description[name] for name in ("factor", "channels")}
     sizes["width"] = 2 * int(networks[0].weights[0].shape[-1])
-    weights = [network_weights(network) for network in networks]
-    expected = [_shapes(network) for network in kl_networks(**sizes)]
-    if [[values.shape for values in part] for part in weights] != expected:
+    weights = _named(networks)
+    expected = _named(kl_networks(**sizes))
+    if {name: weight.shape for name, weight in weights.items()} != {
+        name: weight.shape for name, weight in expected.items()
+    }:
         raise ValueError(
             "Only networks of kl_networks can be saved. Received: "
             f"{networks[0].name!r} and {networks[1].name!r}, which are others"
@@ -165,21 +167,16 @@ def write_kl_folder(
 
     def write(path: Path) -> None:
         path.mkdir()
-        named = {_weight_name(part, place): values for part, place, values in _numbered(weights)}
-        np.savez(path / _WEIGHTS, **named)
+        arrays = network_weights(*networks)
+        np.savez(path / _WEIGHTS, **dict(zip(weights, arrays, strict=True)))
         write_json(path / _DESCRIPTION, record)
 
     write_whole_folder(folder, write)
 
 
 def read_kl_folder(folder: str | os.PathLike) -> tuple[keras.Model, keras.Model, dict]:
-    """Returns the encoder and the decoder of a folder, and what the folder says of them.
-
-    Args:
-        folder: as `write_kl_folder` wrote it.
-
-    Returns:
-        The networks, and a dict with "scale" and "fingerprint", which is yet to be compared.
+    """Returns the encoder and the decoder of a folder, and a dict with its "scale" and
+    "fingerprint", which is yet to be compared.
 
     Raises:
         ValueError: if the folder holds no autoencoder, or is damaged.
@@ -189,7 +186,7 @@ def read_kl_folder(folder: str | os.PathLike) -> tuple[keras.Model, keras.Model,
     if not (folder / _DESCRIPTION).is_file():
         raise ValueError(
             f"There is no autoencoder, for want of {_DESCRIPTION}; give a folder that "
-            f"Autoencoder.save or apps/encode.py --autoencoder=train made. "
+            "Autoencoder.save or apps/encode.py --autoencoder=train made. "
             f"Received: folder={str(folder)!r}"
         )
     store = FolderStore(folder, "The autoencoder is", " and fit or copy it again", _FORMAT)
@@ -197,24 +194,17 @@ def read_kl_folder(folder: str | os.PathLike) -> tuple[keras.Model, keras.Model,
         record = store.read(_DESCRIPTION)
         networks = kl_networks(**{name: record[name] for name in ("factor", "channels", "width")})
         with np.load(folder / _WEIGHTS, allow_pickle=False) as file:
-            for part, place, shape in _numbered(map(_shapes, networks)):
-                values = file[_weight_name(part, place)]
-                if values.shape != shape:
-                    raise ValueError(f"{_weight_name(part, place)} has the shape {values.shape}")
-                networks[part].weights[place].assign(values)
+            for name, weight in _named(networks).items():
+                if file[name].shape != tuple(weight.shape):
+                    raise ValueError(f"{name} has the shape {file[name].shape}")
+                weight.assign(file[name])
         return *networks, {"scale": float(record["scale"]), "fingerprint": record["fingerprint"]}
 
 
-def _shapes(network: keras.Model) -> list[tuple[int, ...]]:
-    return [tuple(weight.shape) for weight in network.weights]
-
-
-def _numbered(parts: object) -> list[tuple[int, int, object]]:
-    """(part, place, item) of all items of encoder (0) and decoder (1)."""
-    return [
-        (part, place, item) for part, items in enumerate(parts) for place, item in enumerate(items)
-    ]
-
-
-def _weight_name(part: int, place: int) -> str:
-    return f"{('encoder', 'decoder')[part]}_{place:03}"
+def _named(networks: Sequence[keras.Model]) -> dict[str, keras.Variable]:
+    """The weights of encoder and decoder by their names in the file."""
+    return {
+        f"{part}_{place:03}": weight
+        for part, network in zip(("encoder", "decoder"), networks, strict=True)
+        for place, weight in enumerate(network.weights)
+    }

@@ -33,11 +33,11 @@ def write_batch_file(
     """Writes images, and their classes if they have any, without holding all of them at once.
 
     Args:
-        path: the file, which is there whole or not at all; its folder is made if missing.
+        path: the file, written atomically; its folder is made if missing.
         images: uint8 (N, H, W, C), C being 3 for the usual evaluators, or 1 or 4; or an iterable of
             such arrays (B, H, W, C) of one size, N images in all.
         labels: integers (N,), or None.
-        num_images: N, which must be told beforehand of an iterable.
+        num_images: N, which an iterable needs.
 
     Raises:
         ValueError: if images or labels are not of that kind, or are not N.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,12 +47,14 @@ class CaptionEmbeddings:
 
     def __init__(self, folder: str | os.PathLike, read_all: bool = False):
         self.folder = Path(folder)
-        self._store = _text_store(self.folder)
-        with self._store.reading():
-            index = self._store.read()
-            self.encoder, self._files = dict(index["encoder"]), dict(index["files"])
+        store = _text_store(self.folder)
+        with store.reading():
+            index = store.read()
+            self.encoder = dict(index["encoder"])
             self._width, self._length = self.encoder["width"], self.encoder["max_length"]
-        self._check(math.inf if read_all else _CHECKED_BYTES)
+            for name, entry in index["files"].items():
+                small = entry["bytes"] <= _CHECKED_BYTES
+                store.check(name, entry["sha256"] if small or read_all else None, entry["bytes"])
         self._tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
         self._offsets = np.load(self.folder / "offsets.npy")  # of the rows of each distinct text
         self._texts = np.load(self.folder / "captions.npy")  # the distinct text of each caption
@@ -63,21 +64,13 @@ class CaptionEmbeddings:
         return len(self._examples) - 1
 
     def __getitem__(self, index: int) -> "ExampleContexts":
-        """Returns the contexts of an example: float32 (max_length, width), one a caption, each read
-        when it is asked for.
+        """Returns the contexts of an example: float32 (max_length, width), one a caption, each
+        read when it is indexed.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"There are captions of {len(self)} examples. Received: index={index}")
         first, end = self._examples[index : index + 2]
         return ExampleContexts(self, self._texts[first:end])
-
-    def verify(self) -> None:
-        """Reads every file through.
-
-        Raises:
-            ValueError: if one is damaged.
-        """
-        self._check(math.inf)
 
     def __repr__(self) -> str:
         return f"CaptionEmbeddings({str(self.folder)!r}, {len(self)} examples)"
@@ -89,21 +82,9 @@ class CaptionEmbeddings:
         context[: len(rows)] = rows
         return context
 
-    def _check(self, most: float) -> None:
-        """Compares sizes, and checksums of files of so many bytes at most."""
-        with self._store.reading():
-            for name, entry in self._files.items():
-                sha256 = entry["sha256"] if entry["bytes"] <= most else None
-                self._store.check(name, sha256, entry["bytes"])
-
 
 class ExampleContexts:
-    """The contexts of one example's captions, of which training wants one at a time.
-
-    Args:
-        embeddings: where they are read.
-        texts: the numbers of the distinct texts, one a caption.
-    """
+    """The contexts of one example's captions, of which training reads one at a time."""
 
     def __init__(self, embeddings: CaptionEmbeddings, texts: Sequence[int]):
         self.embeddings, self.texts = embeddings, texts
@@ -161,10 +142,9 @@ def embed_captions(
 ) -> CaptionEmbeddings:
     """Returns the contexts of a source's captions, which are encoded once.
 
-    They lie in a subfolder text-DIGITS, named by a digest of encoder and captions; nothing ever
-    removes it, but you may. Each distinct caption is encoded once. Interrupted, it begins anew when
-    it is repeated. Under `distribution.shared_by` the first process encodes them all, and the
-    others wait: it takes far less than encoding the images.
+    They lie in a subfolder text-DIGITS, named by a digest of encoder and captions, which you may
+    remove. Each distinct caption is encoded once; an interrupted call begins anew. Under
+    `distribution.shared_by` the first process encodes them all, and the others wait.
 
     Args:
         source: the source.
@@ -197,7 +177,7 @@ def embed_captions(
                 if not path.exists():  # another process may have been faster
                     write_whole_folder(
                         path,
-                        lambda part: write_embeddings(
+                        lambda part: _write_embeddings(
                             part, captions, encoder, request, batch_size, progress
                         ),
                     )
@@ -239,7 +219,7 @@ def _text_store(folder: Path) -> FolderStore:
 _BATCHES = 8  # encoded between two writes, so that of many captions few are in memory
 
 
-def write_embeddings(
+def _write_embeddings(
     folder: Path,
     captions: Sequence[Sequence[str]],
     encoder: TextEncoder,
@@ -247,19 +227,7 @@ def write_embeddings(
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Writes all files of the embeddings into a new folder, the index last.
-
-    Args:
-        folder: the folder, at which there is nothing.
-        captions: of each example.
-        encoder: the text encoder.
-        request: what the index says of encoder and captions, plain data.
-        batch_size: captions that the encoder sees at once.
-        progress: whether a progress bar over the captions is shown.
-
-    Raises:
-        ValueError: if the encoder gives numbers beyond float16.
-    """
+    """Writes all files of the embeddings into a new folder, the index, with the request, last."""
     folder.mkdir()
     places: dict[str, int] = {}
     for texts in captions:

@@ -88,7 +88,7 @@ def save_image_grid(
     scale: int = 1,
     padding: int = 2,
 ) -> None:
-    """Writes `image_grid` to a file that is there whole or not at all.
+    """Writes `image_grid` to a file, atomically.
 
     Args:
         images: uint8 (N, H, W, C), C being 1 (grey), 3 (RGB) or 4 (RGBA).

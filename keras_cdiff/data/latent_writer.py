@@ -26,7 +26,6 @@ from keras_cdiff.distribution import share, sharing
 
 _PROGRESS = "progress.json"
 _FIT = "autoencoder_request.json"
-_IMAGENET = ("tfds", "imagenet2012")
 
 IN_USE = (
     "Latents are being written there by another process: wait until it is done, or choose another "
@@ -51,15 +50,12 @@ def encode_source(
     """Writes the moments of the latents of all images of a source, as `LatentSource` reads them.
 
     Images are prepared by `prepare_image` and encoded as RGB. The moments are kept as float16:
-    standard deviations below its least positive number, 6e-8, become 0. A file is written whole or
-    not at all and then noted, so that a call that was interrupted at any moment goes on after the
-    last noted one when it is repeated, and ends with the same bytes. A finished store is opened.
+    standard deviations below 6e-8 become 0. An autoencoder of the kind "kl" is copied into the
+    store. Files are written atomically: an interrupted call, repeated, goes on after the last one
+    and ends with the same bytes. A finished store is opened.
 
-    Under `distribution.shared_by` each process writes a file at a time. The first alone notes them,
-    and keeps all others out of the store; the bytes are those of one process, and any number of
-    processes goes on where others stopped.
-
-    A copy of an autoencoder of the kind "kl" is kept in the store.
+    Under `distribution.shared_by` each process writes a file at a time; the bytes do not depend on
+    the number of processes, which may change between calls.
 
     Args:
         source: The images, with their labels and captions.
@@ -130,9 +126,7 @@ def _write_missing(
     batch_size: int,
     bar: keras.utils.Progbar | None,
 ) -> None:
-    """Writes the shards after those that the index names, one by each process at a time, and adds
-    them to the index.
-    """
+    """Writes the shards that the index lacks, each process one at a time, and adds them to it."""
     processes, shards = sharing(), index["shards"]
     missing = range(len(shards), -(-index["count"] // index["shard_size"]))
     numbers = missing[processes.index :: processes.count]
@@ -242,8 +236,8 @@ def _write_index(source: Source, index: dict, folder: Path) -> None:
 
 
 def check_store(folder: str | os.PathLike) -> dict[str, int]:
-    """Reads every file of a store once and compares it with what was noted of it: the latents,
-    labels and captions, the embeddings of captions, and the copy of the autoencoder.
+    """Compares every file of a store with its checksum: latents, labels, captions, their embeddings
+    and the copy of the autoencoder.
 
     Args:
         folder: A finished store.
@@ -253,7 +247,7 @@ def check_store(folder: str | os.PathLike) -> dict[str, int]:
         "autoencoders" (0 or 1).
 
     Raises:
-        ValueError: If the store is not whole, or one of the files differs.
+        ValueError: If the store is not complete, or one of the files differs.
     """
     latents = LatentSource(folder, read_all=True)
     embeddings = sorted((latents.folder / "text").glob("text-*"))
@@ -282,7 +276,7 @@ def _request(
     shard_size: int,
     autoencoder: Autoencoder | None,
 ) -> dict:
-    """What is asked for, as the index says it; without the autoencoder, what is known before."""
+    """The index but for its files; without an autoencoder, as far as it is known."""
     description, sizes = "one of the kind kl", {}
     if autoencoder is not None:
         description = autoencoder.describe()
@@ -308,9 +302,7 @@ def _request(
 
 
 def _begin(folder: Path, request: dict) -> tuple[dict, bool]:
-    """Returns the index as far as it goes, and whether it is finished; a folder that was begun for
-    nothing yet is begun for the request.
-    """
+    """Returns what `_read_begun` does; an empty folder is begun for the request."""
     found, finished = _read_begun(folder)
     if found is None:
         found = {**request, "shards": []}
@@ -324,7 +316,7 @@ def _begin(folder: Path, request: dict) -> tuple[dict, bool]:
 
 
 def _read_begun(folder: Path) -> tuple[dict | None, bool]:
-    """Returns what a folder says that it was begun for, if it was, and whether it is finished."""
+    """Returns the index of a folder as far as it goes, or None, and whether it is finished."""
     finished = (folder / INDEX).exists()
     path = folder / (INDEX if finished else _PROGRESS)
     if not path.exists():
@@ -392,16 +384,13 @@ def fitted_autoencoder(
     mirrored: bool = True,
     shard_size: int = 1024,
 ) -> Autoencoder:
-    """Returns an autoencoder that is fitted to a source's images, once: it lies in the store of
-    their latents, which `encode_source` writes with it.
-
-    Interrupted, the fit begins anew when it is repeated.
+    """Returns an autoencoder that is fitted to a source's images, once, and kept in the store of
+    their latents; an interrupted fit begins anew.
 
     Args:
         source: The images.
         image_size: The side of the images in pixels.
-        folder: The store: FOLDER/autoencoder holds the autoencoder, and
-            FOLDER/autoencoder_request.json says what it was fitted to.
+        folder: The store; FOLDER/autoencoder holds the autoencoder.
         steps: Training steps.
         seed: Of weights, order and draws.
         mirrored: Whether half the images are mirrored, and the mirrored ones encoded as well.
@@ -444,7 +433,7 @@ def fitted_autoencoder(
 
 
 def _check_fit(folder: Path, request: dict) -> None:
-    """Raises an error if the autoencoder of a folder is not known to be that of the request."""
+    """Raises a ValueError unless the autoencoder of a folder is that of the request."""
     try:
         found = json.loads((folder / _FIT).read_text("utf-8"))
         differing = [name for name in request if found[name] != request[name]]
@@ -466,18 +455,8 @@ def check_begun(
     mirrored: bool = True,
     shard_size: int = 1024,
 ) -> None:
-    """Refuses what `encode_source` would refuse of a folder whatever autoencoder of the kind "kl"
-    was given: to be asked before one is fitted.
-
-    Args:
-        source: The images.
-        image_size: The side of the images in pixels.
-        folder: The store, which may be missing, empty, begun or finished.
-        mirrored: As of `encode_source`.
-        shard_size: As of `encode_source`.
-
-    Raises:
-        ValueError: If the folder holds latents of another request, or is damaged.
+    """Raises a ValueError if `encode_source` would refuse a folder, whatever autoencoder of the
+    kind "kl" is fitted for it.
     """
     folder = Path(folder)
     found, finished = _read_begun(folder)
@@ -531,11 +510,9 @@ def plan_encoding(
         )
     scheme, name = check_source_name(source)
     side, views = image_size // factor, 2 if mirrored else 1
-    preset = {(16, 4): "dit_latent_emoji64", (32, 4): "dit_b_2_ffhq256"}.get((side, channels))
-    if preset == "dit_b_2_ffhq256" and text_encoder is not None:
-        preset = "dit_b_2_coco256"
-    elif preset == "dit_b_2_ffhq256" and (scheme, name.partition("/")[0]) == _IMAGENET:
-        preset = "dit_b_2_imagenet256"
+    labelled = (scheme, name.partition("/")[0]) == ("tfds", "imagenet2012")
+    data_set = "coco" if text_encoder else "imagenet" if labelled else "ffhq"
+    presets = {(16, 4): "dit_latent_emoji64", (32, 4): f"dit_b_2_{data_set}256"}
     return {
         "data": source,
         "image_size": image_size,
@@ -546,22 +523,17 @@ def plan_encoding(
         "found": _is_there(scheme, name),
         "latent_shape": [side, side, channels],
         "bytes_an_image": 2 * views * side * side * 2 * channels,
-        "preset": preset,
+        "preset": presets.get((side, channels)),
     }
 
 
 def check_source_name(spec: str) -> tuple[str, str]:
-    """Checks the name of a source of images as far as that goes without its data.
-
-    Args:
-        spec: The source, as for `open_source`.
-
-    Returns:
-        The scheme, and the path or the data set with its configuration ("" of the emoji).
+    """Returns the scheme of a source of images, and its path or data set ("" of the emoji), without
+    opening it.
 
     Raises:
-        ValueError: If it names no source of images, or a data set that TFDS neither knows nor holds
-            prepared. The network is not asked.
+        ValueError: If it names no such source, or a data set that TFDS neither knows nor holds
+            prepared.
     """
     scheme, rest = parse_name("A source of images to encode", IMAGE_FORMS, "source", spec)
     if scheme != "tfds":

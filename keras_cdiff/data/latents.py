@@ -27,7 +27,7 @@ FORMAT = 1
 INDEX = "index.json"
 COPY = "kl:autoencoder"  # the name, in the index, of an autoencoder that lies in the store
 
-# Reading this much takes a second or two; more is checked by `LatentSource.verify` alone.
+# Reading this much takes a second or two; more is checked with read_all alone.
 _CHECKED_AT_OPENING = 2**30
 
 
@@ -72,22 +72,22 @@ class LatentSource(Source):
     def __init__(self, folder: str | os.PathLike, name: str | None = None, read_all: bool = False):
         self.folder = Path(folder)
         name = name or f"latents:{self.folder}"
-        self._store = latent_store(folder, name)
+        store = latent_store(folder, name)
         self._bytes = _read_index_bytes(self.folder, name)
-        with self._store.reading():
-            index = self._store.parse(self._bytes)
-            shards = _Shards(self._store, index)
+        with store.reading():
+            index = store.parse(self._bytes)
+            shards = _Shards(store, index)
             parts = {part: index[part] for part in ("labels", "captions") if index[part]}
             small = {part["file"]: part["sha256"] for part in parts.values()}
-            self._files = {shard["file"]: shard["sha256"] for shard in index["shards"]} | small
+            files = {shard["file"]: shard["sha256"] for shard in index["shards"]} | small
             self.latent_size, self.channels = index["latent_size"], index["channels"]
             self.image_size, self.mirrored = index["image_size"], index["mirrored"]
             self.source_name, self.autoencoder = index["source"], dict(index["autoencoder"])
             self.keeps_autoencoder = self.autoencoder["name"] == COPY
             self.autoencoder["name"] = self.autoencoder_name()
             large = shards.bytes >= _CHECKED_AT_OPENING and not read_all
-            for file, sha256 in (small if large else self._files).items():
-                self._store.check(file, sha256)
+            for file, sha256 in (small if large else files).items():
+                store.check(file, sha256)
             labels = captions = None
             if "labels" in parts:
                 labels = np.load(self.folder / parts["labels"]["file"])
@@ -113,16 +113,6 @@ class LatentSource(Source):
         if self.keeps_autoencoder:
             return f"kl:{self.folder / 'autoencoder'}"
         return self.autoencoder["name"]
-
-    def verify(self) -> None:
-        """Reads every file and compares its sha256 with the index.
-
-        Raises:
-            ValueError: If one differs; it names the file.
-        """
-        with self._store.reading():
-            for file, sha256 in self._files.items():
-                self._store.check(file, sha256)
 
 
 def draw_latent(moments: np.ndarray, rng: np.random.Generator, mirror: bool = False) -> np.ndarray:

@@ -25,7 +25,7 @@ class TextEncoder:
         width: features of a row.
         max_length: L of a context, in tokens.
         identity: texts, bytes and arrays by name that tell this encoder from any other: its kind,
-            its weights, its tokenizer. They are read when a fingerprint is first asked for.
+            its weights, its tokenizer. They are read for the first fingerprint.
         step: the network is run with L a multiple of it.
     """
 

@@ -166,7 +166,7 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles tensors, and refuses whatever else a pickle may ask for."""
+    """Unpickles tensors, and refuses whatever else a pickle imports."""
 
     def __init__(self, file: BinaryIO, byte_order: str):
         super().__init__(file)

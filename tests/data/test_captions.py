@@ -125,13 +125,10 @@ def test_large_files_are_read_through_when_asked_to(source, tmp_path, monkeypatc
     path = embed(source, LetterEncoder(), tmp_path).folder / "tokens.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    embeddings = CaptionEmbeddings(path.parent)
-    with pytest.raises(ValueError, match=r"damaged.*tokens\.npy is not what was written"):
-        embeddings.verify()
+    CaptionEmbeddings(path.parent)
     with pytest.raises(ValueError, match=r"damaged.*tokens\.npy is not what was written"):
         CaptionEmbeddings(path.parent, read_all=True)
     path.write_bytes(content)
-    embeddings.verify()
     CaptionEmbeddings(path.parent, read_all=True)
 
 

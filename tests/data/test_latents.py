@@ -151,10 +151,10 @@ def test_latents_are_drawn_from_the_moments(store):
         rng = np.random.default_rng(0)
         draws = np.stack([draw_latent(moments, rng, mirror) for _ in range(4000)])
         assert draws.dtype == np.float32
-        mean, deviation = np.split(moments[int(mirror)].astype(np.float64), 2, axis=-1)
-        error = deviation / np.sqrt(4000)
+        mean, std = np.split(moments[int(mirror)].astype(np.float64), 2, axis=-1)
+        error = std / np.sqrt(4000)
         assert (np.abs(draws.mean(axis=0) - mean) < 5 * error).all()
-        assert np.allclose(draws.std(axis=0), deviation, rtol=5 / np.sqrt(2 * 4000))
+        assert np.allclose(draws.std(axis=0), std, rtol=5 / np.sqrt(2 * 4000))
     with pytest.raises(ValueError, match="mirrored=True"):
         draw_latent(moments[:1], rng, mirror=True)
 
@@ -302,12 +302,12 @@ def test_a_damaged_store_is_not_opened(store, file, damage):
 def test_a_large_store_is_verified_when_asked(store, monkeypatch):
     monkeypatch.setattr("keras_cdiff.data.latents._CHECKED_AT_OPENING", 1)
     path = store / "moments-00002.npy"
-    LatentSource(store).verify()
+    LatentSource(store, read_all=True)
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     latents = LatentSource(store)
     with pytest.raises(ValueError, match=r"damaged.*moments-00002\.npy"):
-        latents.verify()
+        LatentSource(store, read_all=True)
     path.write_bytes(data[:-1])
     assert latents[9]["moments"].shape == (2, 4, 4, 8)
     with pytest.raises(ValueError, match=r"cut off.*moments-00002\.npy"):
@@ -478,7 +478,7 @@ def test_moments_that_float16_cannot_hold_name_the_image(tmp_path, monkeypatch, 
     encode(tmp_path)
 
 
-def test_tiny_deviations_become_zero(tmp_path, monkeypatch):
+def test_tiny_stds_become_zero(tmp_path, monkeypatch):
     plain = Averages.moments
 
     def moments(self, images):
