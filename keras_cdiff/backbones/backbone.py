@@ -1,5 +1,6 @@
 """What a model needs of its network, and checks of what a network is built and called with."""
 
+import dataclasses
 import inspect
 from typing import Protocol
 
@@ -57,9 +58,53 @@ class Backbone(Protocol):
         """Returns the arguments that make such a network anew, for the copies that averages are."""
 
 
-def holds_latents(channels: int, network: object = None) -> bool:
-    """Returns whether images are latents, as the network says it, or else by their channels."""
-    return getattr(network, "is_latent", channels not in (1, 3))
+def holds_latents(channels: int) -> bool:
+    """Returns whether images of so many channels are taken for latents, if nothing else says so."""
+    return channels not in (1, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkInputs:
+    """What a network takes: images, and the conditions on which it predicts.
+
+    Attributes:
+        image_shape: (H, W, C).
+        is_latent: whether images are latents.
+        num_classes: number of classes; 0 if it takes no labels.
+        null_label: the label that stands for no class; None if the network has not learned one.
+        context_width: features of a context's rows, 0 if it takes no context; None if the network
+            does not say.
+        learns_null_context: whether training drops contexts now and then, so that guidance by
+            context is defined.
+    """
+
+    image_shape: tuple[int, int, int]
+    is_latent: bool
+    num_classes: int
+    null_label: int | None
+    context_width: int | None
+    learns_null_context: bool
+
+    @classmethod
+    def of(cls, network: "Backbone") -> "NetworkInputs":
+        """Returns what a network says of itself."""
+        size, channels, num_classes = network.image_size, network.channels, network.num_classes
+        learned = num_classes and getattr(network, "label_dropout", None) != 0
+        return cls(
+            image_shape=(size, size, channels),
+            is_latent=getattr(network, "is_latent", holds_latents(channels)),
+            num_classes=num_classes,
+            null_label=num_classes if learned else None,
+            context_width=getattr(network, "context_width", None),
+            learns_null_context=getattr(network, "context_dropout", None) != 0,
+        )
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether there are conditions, and the network has learned the null one of each."""
+        null = [self.null_label is not None] if self.num_classes else []
+        null += [self.learns_null_context] if self.context_width else []
+        return bool(null) and all(null)
 
 
 def check_backbone(backbone: object, augmented: bool = False) -> None:

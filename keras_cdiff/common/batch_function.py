@@ -85,14 +85,29 @@ def fill(values: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([values, np.repeat(values[:1], size - len(values), axis=0)])
 
 
-_kept = weakref.WeakKeyDictionary()  # owner -> {key: what was made}
+_model_functions = weakref.WeakKeyDictionary()  # model -> {arguments: BatchFunction}
 
 
-def kept(owner: object, key: Hashable, make: Callable[[], object]) -> object:
-    """Returns what `make` returned for an owner and a key the first time; it lives as long as the
-    owner, which it must not hold.
+def model_function(
+    model: keras.Model, function: Callable, use_ema: bool, *options: Hashable
+) -> BatchFunction:
+    """Returns `function(model, batch, use_ema, *options)` as a `BatchFunction` of the batch,
+    compiled as the model is; the same one for the same arguments, as long as the model lives.
+
+    Args:
+        model: a `DiffusionModel`.
+        function: defined in a module.
+        use_ema: whether it uses the averaged weights.
+        *options: further arguments.
     """
-    made = _kept.setdefault(owner, {})
-    if key not in made:
-        made[key] = make()
-    return made[key]
+    functions = _model_functions.setdefault(model, {})
+    key = (function, use_ema, *options, model.jit_compile, model.run_eagerly)
+    if key not in functions:
+        owner = weakref.ref(model)
+        functions[key] = BatchFunction(
+            lambda batch: function(owner(), batch, use_ema, *options),
+            model.network(use_ema),
+            jit_compile=model.jit_compile,
+            run_eagerly=model.run_eagerly,
+        )
+    return functions[key]

@@ -1,7 +1,6 @@
 """The loss by noise level on levels and noises that stay the same, so that it can be compared."""
 
 import itertools
-import weakref
 from collections.abc import Sequence
 
 import keras
@@ -9,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.backbones.backbone import holds_latents
-from keras_cdiff.common.batch_function import BatchFunction, kept
+from keras_cdiff.common.batch_function import model_function
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.distribution import share, sharing
@@ -146,7 +145,7 @@ class ValidationLoss:
         if self.labels is not None:
             check_labels(self.labels, model.num_classes)
         if self.context is not None:
-            check_contexts(self.context, model.context_width)
+            check_contexts(self.context, model.network_inputs.context_width)
         clusters = Clusters(model.cluster_loss.edges) if self.clusters is None else self.clusters
         return _within(clusters.edges, model.objective, model.schedule.coordinate)
 
@@ -154,7 +153,7 @@ class ValidationLoss:
         """Returns the loss of each cluster, level and image, (C, L, N), in float64."""
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()  # within fit() on JAX the weights are not on the model
-        evaluate = loss_function(model, use_ema)
+        evaluate = model_function(model, _sample_losses, use_ema)
         shape = (*levels.shape, len(self.images))
         count = int(np.prod(shape))
         size = min(self.batch_size, -(-count // sharing().count))
@@ -189,21 +188,12 @@ class ValidationLoss:
         return generator.standard_normal(self.images.shape[1:], dtype="float32")
 
 
-def loss_function(model: keras.Model, use_ema: bool) -> BatchFunction:
-    """Returns `Process.losses` as a compiled function of image, level, noise, label and context;
-    the same one for the same arguments.
-    """
-    compiled = {"jit_compile": model.jit_compile, "run_eagerly": model.run_eagerly}
-    network, owner = model.network(use_ema), weakref.ref(model)
-
-    def losses(inputs: dict) -> Tensor:
-        process = owner().process
-        drawn = (inputs[name] for name in ("image", "level", "noise"))
-        condition = {name: inputs.get(name) for name in ("label", "context")}
-        return process.losses(**process.forward(network, *drawn, condition))
-
-    key = ("losses", use_ema, *compiled.values())
-    return kept(model, key, lambda: BatchFunction(losses, network, **compiled))
+def _sample_losses(model: keras.Model, inputs: dict, use_ema: bool) -> Tensor:
+    """Returns the weighted loss (B,) of images on given levels and noise."""
+    drawn = (inputs[name] for name in ("image", "level", "noise"))
+    condition = {name: inputs.get(name) for name in ("label", "context")}
+    outputs = model.process.forward(model.network(use_ema), *drawn, condition)
+    return model.process.losses(**outputs)
 
 
 def middle_levels(objective: Objective, edges: np.ndarray, count: int) -> np.ndarray:

@@ -69,11 +69,10 @@ def export_sampler(
     sampler, guidance = _sampler(model, sampler, num_steps), Guidance.of(guidance)
     # Requests bring a scale of their own, where the model can be guided at all.
     asked = guidance
-    if model.can_be_guided:
+    if model.network_inputs.can_be_guided:
         asked = Guidance(2.0, guidance.channels, guidance.interval)
-    check_options(
-        model, sampler, asked, label=model.num_classes > 0, context=bool(model.context_width)
-    )
+    context = bool(model.network_inputs.context_width)
+    check_options(model, sampler, asked, label=model.num_classes > 0, context=context)
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
     averages = model.averages() if use_ema else []

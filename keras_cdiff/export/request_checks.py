@@ -58,12 +58,12 @@ def ranges(model: DiffusionModel) -> dict[str, Range]:
     low, high = model.schedule.domain
     discrete = isinstance(model.schedule, DiscreteSchedule)
     noise = model.schedule.alpha_sigma(np.array([low]))[1][0]
-    null, classes = model.null_label, model.num_classes
+    null, classes = model.network_inputs.null_label, model.num_classes
     label = Range(0, classes - 1)
     if null is not None:
         label = Range(0, null, note=f" ({null} is the null label)")
     guidance = Range(0, note=" (1 is none)")
-    if not model.can_be_guided:
+    if not model.network_inputs.can_be_guided:
         guidance = Range(1, 1, note=", none: no null condition was learned")
     return {
         "seeds": Range(0),

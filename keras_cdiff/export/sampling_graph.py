@@ -89,8 +89,8 @@ class SamplingGraph(tf.Module):
         draws = (len(self._table) + 1,) if self._parts.sampler.needs_noise else ()
         if model.num_classes:
             condition["label"] = (None,), tf.int32
-        if model.context_width:
-            condition["context"] = (None, None, model.context_width), tf.float32
+        if model.network_inputs.context_width:
+            condition["context"] = (None, None, model.network_inputs.context_width), tf.float32
         if condition:
             condition["guidance"] = (), tf.float32
         inputs = {

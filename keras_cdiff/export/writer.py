@@ -66,10 +66,10 @@ def write_export(
             "dtype_policy": network.dtype_policy.name,
             "image_shape": graph.pixel_shape(),
             "autoencoder": None if autoencoder is None else autoencoder.describe(),
-            "context_width": model.context_width or 0,
-            "can_be_guided": model.can_be_guided,
+            "context_width": model.network_inputs.context_width or 0,
+            "can_be_guided": model.network_inputs.can_be_guided,
             "num_classes": model.num_classes,
-            "null_label": model.null_label,
+            "null_label": model.network_inputs.null_label,
             "versions": {
                 "python": platform.python_version(),
                 "keras_cdiff": __version__,

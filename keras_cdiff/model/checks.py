@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_cdiff.backbones.backbone import check_context
+from keras_cdiff.backbones.backbone import NetworkInputs, check_context
 from keras_cdiff.distribution.replica import replica
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization
@@ -56,23 +56,13 @@ def check_contexts(contexts: np.ndarray, context_width: int | None) -> None:
         )
 
 
-def check_arrays(
-    x: object,
-    y: object,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    context_width: int | None,
-    is_latent: bool,
-) -> None:
+def check_arrays(x: object, y: object, inputs: NetworkInputs) -> None:
     """Raises a ValueError unless those of the inputs of `fit` that are arrays can be trained on.
 
     Args:
         x: images, or a dict as a `DiffusionModel` takes it.
         y: labels, or None.
-        image_shape: (H, W, C).
-        num_classes: 0 if the model takes no labels.
-        context_width: features of a context's rows, None if the backbone does not say.
-        is_latent: whether images are latents.
+        inputs: what the model's network takes.
     """
     batch = dict(x) if isinstance(x, dict) else {"image": x}
     if isinstance(x, dict):
@@ -87,11 +77,11 @@ def check_arrays(
                 "`batches` makes of a data set of its own `shard`. "
                 f"Received: an array of shape {images.shape}"
             )
-        check_images(images, image_shape, is_latent)
+        check_images(images, inputs.image_shape, inputs.is_latent)
     if isinstance(labels, np.ndarray | list):
-        check_labels(labels, num_classes)
+        check_labels(labels, inputs.num_classes)
     if isinstance(contexts, np.ndarray):
-        check_contexts(contexts, context_width)
+        check_contexts(contexts, inputs.context_width)
 
 
 def check_names(batch: dict) -> None:
@@ -103,23 +93,16 @@ def check_names(batch: dict) -> None:
         )
 
 
-def check_batch(
-    batch: dict,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    context_width: int | None = None,
-) -> None:
+def check_batch(batch: dict, inputs: NetworkInputs) -> None:
     """Raises a ValueError unless names, static shapes and dtypes are those that the model takes."""
     check_names(batch)
-    image = batch["image"]
-    _check_static(tuple(image.shape), keras.backend.standardize_dtype(image.dtype), image_shape)
-    label = batch.get("label")
-    if label is not None:
-        _check_label_dtype(keras.backend.standardize_dtype(label.dtype), num_classes)
-    context = batch.get("context")
-    if context is not None and context_width is not None:
-        dtype = keras.backend.standardize_dtype(context.dtype)
-        check_context(tuple(context.shape), dtype, context_width)
+    present = {name: value for name, value in batch.items() if value is not None}
+    dtypes = {k: keras.backend.standardize_dtype(v.dtype) for k, v in present.items()}
+    _check_static(tuple(batch["image"].shape), dtypes["image"], inputs.image_shape)
+    if "label" in dtypes:
+        _check_label_dtype(dtypes["label"], inputs.num_classes)
+    if "context" in dtypes and inputs.context_width is not None:
+        check_context(tuple(batch["context"].shape), dtypes["context"], inputs.context_width)
 
 
 def check_parts(

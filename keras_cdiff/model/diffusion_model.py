@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_cdiff.augmentation import Augmentation, check_augmentation
-from keras_cdiff.backbones.backbone import check_backbone, holds_latents
+from keras_cdiff.backbones.backbone import NetworkInputs, check_backbone
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.distribution import replica
 from keras_cdiff.ema import Decay, FixedDecay
@@ -19,10 +19,10 @@ from keras_cdiff.model.checks import check_arrays, check_batch, check_parts
 from keras_cdiff.model.guarded_optimizer import accumulation_steps
 from keras_cdiff.model.metrics import LastValue, LossPerCluster
 from keras_cdiff.model.parts import build, deserialize, parts_of_preset
-from keras_cdiff.model.process import Process, guide
+from keras_cdiff.model.process import Process
 from keras_cdiff.model.train_step import TrainStep
 from keras_cdiff.objectives import Objective
-from keras_cdiff.parameterizations import Coefficients, Parameterization
+from keras_cdiff.parameterizations import Parameterization
 from keras_cdiff.schedules import Schedule
 
 Tensor = keras.KerasTensor
@@ -109,6 +109,14 @@ class DiffusionModel(TrainStep, keras.Model):
         lambda self: self.process.parameterization, doc="The `Parameterization`."
     )
     objective = property(lambda self: self.process.objective, doc="The `Objective`.")
+    network_inputs = property(
+        lambda self: NetworkInputs.of(self.backbone), doc="What the backbone takes."
+    )
+    image_shape = property(lambda self: self.network_inputs.image_shape, doc="(H, W, C).")
+    num_classes = property(
+        lambda self: self.network_inputs.num_classes, doc="Number of classes; 0 for no labels."
+    )
+    is_latent = property(lambda self: self.network_inputs.is_latent, doc="If images are latents.")
 
     def build(self, input_shape: object = None) -> None:
         def state(name: str, value: Sequence[float] | float, dtype: str = "float32"):
@@ -196,8 +204,7 @@ class DiffusionModel(TrainStep, keras.Model):
         self, x: object = None, y: object = None, *args: object, **kwargs: object
     ) -> keras.callbacks.History:
         """Trains the model as `keras.Model.fit` does; arrays are checked before the first step."""
-        expected = (self.image_shape, self.num_classes, self.context_width, self.is_latent)
-        check_arrays(x, y, *expected)
+        check_arrays(x, y, self.network_inputs)
         if self.compiled and not self.optimizer.built:
             # If the first step made the optimizer's variables, TensorFlow would trace it twice.
             self.optimizer.build(self.trainable_variables)
@@ -206,7 +213,7 @@ class DiffusionModel(TrainStep, keras.Model):
     def batch(self, inputs: object) -> dict[str, Tensor]:
         """Returns `inputs`, images or a dict, as a checked dict of tensors."""
         batch = dict(inputs) if isinstance(inputs, dict) else {"image": inputs}
-        check_batch(batch, self.image_shape, self.num_classes, self.context_width)
+        check_batch(batch, self.network_inputs)
         return batch
 
     def pack(self, data: object) -> tuple:
@@ -322,49 +329,6 @@ class DiffusionModel(TrainStep, keras.Model):
         """Returns the first average, if it is asked for and there is one, else the backbone."""
         return self.ema_backbone if use_ema and self.ema_backbone is not None else self.backbone
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of an image."""
-        return self.backbone.image_size, self.backbone.image_size, self.backbone.channels
-
-    @property
-    def is_latent(self) -> bool:
-        """Whether images are latents."""
-        return holds_latents(self.backbone.channels, self.backbone)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; 0 if the model takes no labels."""
-        return self.backbone.num_classes
-
-    @property
-    def null_label(self) -> int | None:
-        """The label that stands for no class; None if the network has not learned one."""
-        learned = self.num_classes and getattr(self.backbone, "label_dropout", None) != 0
-        return self.num_classes if learned else None
-
-    @property
-    def context_width(self) -> int | None:
-        """Features of a context's rows, 0 if the model takes no context; None if its backbone does
-        not say.
-        """
-        return getattr(self.backbone, "context_width", None)
-
-    @property
-    def learns_null_context(self) -> bool:
-        """Whether training drops contexts now and then, so that guidance by context is defined."""
-        return getattr(self.backbone, "context_dropout", None) != 0
-
-    @property
-    def can_be_guided(self) -> bool:
-        """Whether the model has conditions, and has learned the null one of each."""
-        null = []
-        if self.num_classes:
-            null.append(self.null_label is not None)
-        if self.context_width:
-            null.append(self.learns_null_context)
-        return bool(null) and all(null)
-
     def estimate(
         self,
         x: Tensor,
@@ -398,9 +362,9 @@ class DiffusionModel(TrainStep, keras.Model):
             raise ValueError("This model keeps no average of its weights. Received: use_ema=True")
         x = ops.cast(x, "float32")
         level = ops.broadcast_to(ops.cast(level, "float32"), ops.shape(x)[:1])
-        coefficients = self.process.coefficients(level)
         condition = {"label": label, "context": context}
         if isinstance(guidance, int | float) and guidance == 1.0:
+            coefficients = self.process.coefficients(level)
             output = self.process.predict(network, x, coefficients, condition)
             return self.process.estimate(x, output, coefficients)
         if label is None and context is None:
@@ -412,16 +376,8 @@ class DiffusionModel(TrainStep, keras.Model):
             "label": None if label is None else ops.full_like(label, self.num_classes),
             "context": None if context is None else ops.zeros_like(context),
         }
-        both = {
-            name: None if value is None else ops.concatenate([value, null[name]])
-            for name, value in condition.items()
-        }
-        twice = Coefficients(*(ops.concatenate([each, each]) for each in coefficients))
-        output = self.process.predict(network, ops.concatenate([x, x]), twice, both)
-        conditional, unconditional = ops.split(output, 2)
         channels = guidance_channels or self.backbone.channels
-        output = guide(conditional, unconditional, guidance, channels)
-        return self.process.estimate(x, output, coefficients)
+        return self.process.guided_estimate(network, x, level, condition, null, guidance, channels)
 
     def denoise(self, x: Tensor, level: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Returns the estimate of the clean image (B, H, W, C) float32; the arguments are those of

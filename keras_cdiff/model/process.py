@@ -109,6 +109,38 @@ class Process:
             variance = output[..., noisy.shape[-1] :]
         return {"clean": self.clean(noisy, output, coefficients), "variance": variance}
 
+    def guided_estimate(
+        self,
+        network: keras.Model,
+        noisy: Tensor,
+        level: Tensor,
+        condition: dict,
+        null: dict,
+        scale: Tensor | float,
+        channels: int,
+    ) -> dict[str, Tensor | None]:
+        """Returns `estimate` of what the network predicts under classifier-free guidance: it runs
+        once on both conditions.
+
+        Args:
+            network: the backbone, or one of its averages.
+            noisy: x_t.
+            level: (B,).
+            condition: "label" and "context", each a tensor or None.
+            null: the null conditions in their place.
+            scale: w.
+            channels: how many of the first channels are guided.
+        """
+        coefficients = self.coefficients(level)
+        both = {
+            name: None if value is None else ops.concatenate([value, null[name]])
+            for name, value in condition.items()
+        }
+        twice = Coefficients(*(ops.concatenate([each, each]) for each in coefficients))
+        output = self.predict(network, ops.concatenate([noisy, noisy]), twice, both)
+        output = guide(*ops.split(output, 2), scale, channels)
+        return self.estimate(noisy, output, coefficients)
+
     def losses(
         self,
         image: Tensor,

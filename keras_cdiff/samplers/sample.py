@@ -1,14 +1,13 @@
 """sample(): images from a model, under classifier-free guidance."""
 
 import math
-import weakref
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.common.batch_function import BatchFunction, fill, kept
+from keras_cdiff.common.batch_function import BatchFunction, fill, model_function
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.model.checks import check_contexts
 from keras_cdiff.samplers.ddim import DDIM
@@ -219,13 +218,13 @@ def _check_guidance(
             f"Guidance can be of at most the model's {channels} channels: give fewer, or None for "
             f"all. Received: channels={guidance.channels}, for a model of {channels} channels"
         )
-    if label and model.num_classes > 0 and model.null_label is None:
+    if label and model.num_classes > 0 and model.network_inputs.null_label is None:
         raise ValueError(
             "Guidance by label needs the null label, which this network never saw in training: "
             "train with label_dropout > 0, or leave guidance at 1. "
             f"Received: guidance={guidance.scale}, label_dropout=0"
         )
-    if context and not model.learns_null_context:
+    if context and not model.network_inputs.learns_null_context:
         raise ValueError(
             "Guidance by context needs the null context, which this network never saw in training: "
             "train with context_dropout > 0, or leave guidance at 1. "
@@ -256,29 +255,15 @@ def _denoise(model: keras.Model, use_ema: bool, condition: dict, guidance: Guida
 
 
 def estimator(model: keras.Model, use_ema: bool, guidance: Guidance) -> BatchFunction:
-    """Returns `model.estimate` as a compiled function of x, level, label and context, and of the
-    guidance's scale unless that is 1; the same one for the same arguments.
+    """Returns `model.estimate` as a compiled function of x, level, label, context and the
+    guidance's scale; the same one for the same arguments.
     """
-    compiled = {"jit_compile": model.jit_compile, "run_eagerly": model.run_eagerly}
-    options = (use_ema, guidance.active, guidance.channels)
-    owner = weakref.ref(model)
+    return model_function(model, _estimate, use_ema, guidance.channels)
 
-    def estimate(inputs: dict) -> dict:
-        found = owner().estimate(
-            inputs["x"],
-            inputs["level"],
-            label=inputs.get("label"),
-            context=inputs.get("context"),
-            guidance=inputs.get("guidance", 1.0),
-            guidance_channels=guidance.channels,
-            use_ema=use_ema,
-        )
-        return {name: value for name, value in found.items() if value is not None}
 
-    def make() -> BatchFunction:
-        return BatchFunction(estimate, model.network(use_ema), **compiled)
-
-    return kept(model, ("estimate", *options, *compiled.values()), make)
+def _estimate(model: keras.Model, inputs: dict, use_ema: bool, channels: int | None) -> dict:
+    found = model.estimate(**inputs, guidance_channels=channels, use_ema=use_ema)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _noise(seeds: Sequence[int], size: int, shape: tuple) -> Callable[[], np.ndarray]:
@@ -323,13 +308,13 @@ def _condition(
                 f"`context` must have shape (L, D) or ({num_samples}, L, D). "
                 f"Received: context with shape {context.shape}"
             )
-        check_contexts(context.reshape(-1, *context.shape[-2:]), model.context_width)
+        check_contexts(context.reshape(-1, *context.shape[-2:]), model.network_inputs.context_width)
         condition["context"] = np.broadcast_to(context, (num_samples, *context.shape[-2:]))
     return condition
 
 
 def _labels(model: keras.Model, num_samples: int, label: int | Sequence[int] | None) -> np.ndarray:
-    num_classes, null = model.num_classes, model.null_label
+    num_classes, null = model.num_classes, model.network_inputs.null_label
     if num_classes == 0:
         raise ValueError(
             "This model has no classes: leave `label` at None, or build the backbone with "

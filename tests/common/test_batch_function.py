@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_cdiff.common.batch_function import BatchFunction, fill, kept
+from keras_cdiff.common.batch_function import BatchFunction, fill, model_function
 
 
 @pytest.fixture
@@ -58,17 +58,34 @@ def test_rows_are_filled_with_the_first():
     assert fill(values, 2) is values
 
 
-@pytest.mark.backend_free
-def test_what_is_kept_lives_as_long_as_its_owner():
-    class Owner:
-        pass
+class Model:
+    """What a `model_function` needs of a model."""
 
-    made = []
-    owner = Owner()
-    for key in ("a", "b", "a"):
-        kept(owner, key, lambda key=key: made.append(key) or key)
-    assert made == ["a", "b"]
-    made_of_owner = weakref.ref(kept(owner, "c", Owner))
-    del owner
+    jit_compile, run_eagerly = False, True
+
+    def __init__(self, network):
+        self._network = network
+
+    def network(self, use_ema):
+        return self._network
+
+
+def scaled(model, batch, use_ema, scale):
+    return (scale + use_ema) * model.network(use_ema)(batch)
+
+
+def test_a_models_functions_are_made_once_and_live_as_long_as_it():
+    model = Model(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    x = np.ones((4, 3), "float32")
+    function = model_function(model, scaled, False, 2.0)
+    expected = 2 * np.asarray(ops.convert_to_numpy(model.network(False)(x)))
+    np.testing.assert_allclose(function(x), expected, rtol=1e-5)
+    assert model_function(model, scaled, False, 2.0) is function
+    assert model_function(model, scaled, True, 2.0) is not function
+    assert model_function(model, scaled, False, 3.0) is not function
+    model.run_eagerly = False
+    assert model_function(model, scaled, False, 2.0) is not function
+    function, gone = None, weakref.ref(model)
+    del model
     gc.collect()
-    assert made_of_owner() is None
+    assert gone() is None

@@ -82,10 +82,10 @@ def test_conditions_that_were_not_learned(make_model):
     model = make_model(num_classes=0, context_width=6, context_dropout=0.0)
     with pytest.raises(ValueError, match=r"never saw in training.*context_dropout=0"):
         sample(model, 2, context=contexts(2), guidance=2.0, progress=False)
-    assert not model.can_be_guided
+    assert not model.network_inputs.can_be_guided
     plain = make_model(num_classes=0)
-    assert not plain.can_be_guided
+    assert not plain.network_inputs.can_be_guided
     with pytest.raises(ValueError, match="takes no context"):
         sample(plain, 2, context=contexts(2), progress=False)
-    assert make_model(context_width=6).can_be_guided
-    assert not make_model(context_width=6, label_dropout=0.0).can_be_guided
+    assert make_model(context_width=6).network_inputs.can_be_guided
+    assert not make_model(context_width=6, label_dropout=0.0).network_inputs.can_be_guided
