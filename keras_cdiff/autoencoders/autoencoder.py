@@ -11,7 +11,7 @@ from keras_cdiff.autoencoders.kl import read_kl_folder, write_kl_folder
 from keras_cdiff.autoencoders.stable_diffusion import SCALE, stable_diffusion_networks
 from keras_cdiff.common.arrays import fingerprint, network_weights
 from keras_cdiff.common.batch_function import PREFERS_JIT, BatchFunction
-from keras_cdiff.common.checks import parse_name
+from keras_cdiff.common.checks import check_integer, parse_name
 
 Tensor = keras.KerasTensor
 
@@ -24,9 +24,8 @@ class Autoencoder:
 
     Latents are scale * z with z ~ N(mean, exp(log variance)) of the encoder's outputs: the scale,
     about 1 / the standard deviation of z, gives a diffusion model latents of standard deviation 1.
-    One graph is compiled for each size of images or latents and of batch; a batch smaller than one
-    compiled before is filled up, so that the last batch of a set needs no graph of its own. The
-    weights must stay as they are, because latents outlive the object.
+    A function is compiled for each size of images or latents and of batch; see `BatchFunction`. The
+    weights must not change, because latents outlive the object.
 
     Args:
         encoder: a `keras.Model` from images (B, H, W, 3) in [-1, 1] to (B, H / f, W / f, 2 C): mean
@@ -110,8 +109,7 @@ class Autoencoder:
             ValueError: if the latents are of another type or shape, or not finite.
         """
         latents = _checked("latents", latents, self.channels)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
+        check_integer("batch_size", batch_size)
         starts = range(0, len(latents), batch_size)
         return np.concatenate([self._images(latents[i : i + batch_size]) for i in starts])
 
@@ -156,12 +154,7 @@ class Autoencoder:
         return f"Autoencoder({self.name!r}, fingerprint={self.fingerprint()[:16]!r})"
 
 
-FORMS = (
-    "stable_diffusion",
-    "stable_diffusion:FOLDER",
-    "stable_diffusion:random",
-    "kl:FOLDER",
-)
+FORMS = ("stable_diffusion", "stable_diffusion:FOLDER", "stable_diffusion:random", "kl:FOLDER")
 
 
 def open_autoencoder(name: str, fingerprint: str | None = None) -> Autoencoder:

@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from keras_cdiff.common.arrays import network_weights
+from keras_cdiff.common.checks import is_integer
 from keras_cdiff.common.files import write_whole_folder
 from keras_cdiff.common.store import FolderStore, write_json
 
@@ -47,7 +48,7 @@ def kl_networks(
         attention.
     """
     _check(factor, channels, width)
-    levels = factor.bit_length() - 1
+    levels = int(factor).bit_length() - 1
     widths = [width // 2, width, *[2 * width] * levels][: levels + 1]
 
     images = keras.Input((None, None, 3), dtype="float32", name="images")
@@ -97,14 +98,14 @@ def _convolution(filters: int, strides: int = 1) -> layers.Conv2D:
 
 
 def _check(factor: int, channels: int, width: int) -> None:
-    if not isinstance(factor, int) or factor < 2 or factor & (factor - 1):
+    if not is_integer(factor) or factor < 2 or factor & (factor - 1):
         raise ValueError(f"factor must be 2, 4, 8 or so on. Received: factor={factor!r}")
-    if not isinstance(channels, int) or channels < 1 or channels in (1, 3):
+    if not is_integer(channels) or channels < 1 or channels in (1, 3):
         raise ValueError(
             "channels must be 2, 4 or more: 1 and 3 are those of images. "
             f"Received: channels={channels!r}"
         )
-    if not isinstance(width, int) or width < 16 or width % 16:
+    if not is_integer(width) or width < 16 or width % 16:
         raise ValueError(f"width must be a multiple of 16. Received: width={width!r}")
 
 

@@ -227,12 +227,9 @@ def _latent_std(autoencoder: Autoencoder, images: np.ndarray, seed: int) -> floa
 
 
 def _check(steps: int, batch_size: int, learning_rate: float, kl_weight: float, seed: int) -> None:
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        check_integer(name, value, least)
+    check_integer("steps", steps)
+    check_integer("batch_size", batch_size)
+    check_integer("seed", seed, 0)
     if not 0 < learning_rate < np.inf:
         raise ValueError(
             f"The learning rate must be positive. Received: learning_rate={learning_rate!r}"

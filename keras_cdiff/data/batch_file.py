@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.checks import is_integer
 from keras_cdiff.common.files import write_whole
 
 # Images written at once, of an array that may not fit into memory.
@@ -56,7 +57,7 @@ def write_batch_file(
             raise _wrong_count(num_images, len(images))
         num_images = len(images)
         blocks = (images[start : start + _ROWS] for start in range(0, num_images, _ROWS))
-    if not isinstance(num_images, int | np.integer) or num_images < 1:
+    if not is_integer(num_images) or num_images < 1:
         raise ValueError(
             "A batch file holds at least one image, and needs to know how many before the first: "
             "give `images` as one uint8 array, or `num_images` with the iterable. "

@@ -77,8 +77,8 @@ def encode_source(
         OSError: If the system does not let a file be read or written.
         LostPeer: If another of several processes has failed or ended.
     """
-    for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
-        check_integer(name, value, 1)
+    check_integer("batch_size", batch_size)
+    check_integer("shard_size", shard_size)
     if isinstance(source, LatentSource):
         raise ValueError(
             f"Latents are made of images; give the source {source.source_name!r}. "

@@ -63,7 +63,7 @@ class LatentSource(Source):
         keeps_autoencoder: Whether a copy of the autoencoder lies in the store.
 
     Raises:
-        ValueError: If the folder is not a whole store.
+        ValueError: If the store is not complete, or damaged.
         OSError: If the system does not let a file be read.
     """
 
@@ -148,7 +148,7 @@ def draw_latent(moments: np.ndarray, rng: np.random.Generator, mirror: bool = Fa
 class _Shards:
     """The moments in the files of a store, as one sequence.
 
-    Each example is read by a call of its own: thousands of mapped files would be more than a
+    Each example is read by a separate call: thousands of mapped files would be more than a
     process may hold open, and one that was cut off would end the process.
     """
 

@@ -103,43 +103,6 @@ def open_minilm(path: str | os.PathLike, max_length: int = MINILM_LENGTH) -> Tex
     )
 
 
-@keras.saving.register_keras_serializable("keras_cdiff")
-class BertEmbedding(keras.layers.Layer):
-    """The sum of a token's row and its position's row.
-
-    Args:
-        vocabulary: number of tokens.
-        positions: number of positions.
-        width: features of a row.
-    """
-
-    def __init__(self, vocabulary: int, positions: int, width: int, **options: object):
-        super().__init__(**options)
-        self.vocabulary, self.positions, self.width = vocabulary, positions, width
-
-    def build(self, input_shape: tuple) -> None:
-        """Makes the two tables."""
-        self.table = self.add_weight(
-            shape=(self.vocabulary, self.width), initializer="zeros", name="tokens"
-        )
-        self.place = self.add_weight(
-            shape=(self.positions, self.width), initializer="zeros", name="positions"
-        )
-
-    def call(self, tokens: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns (B, L, width) of tokens (B, L)."""
-        return ops.take(self.table, tokens, axis=0) + self.place[: ops.shape(tokens)[1]]
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Returns the shape of the rows."""
-        return (*input_shape, self.width)
-
-    def get_config(self) -> dict:
-        """Returns the constructor's arguments."""
-        sizes = {"vocabulary": self.vocabulary, "positions": self.positions, "width": self.width}
-        return {**super().get_config(), **sizes}
-
-
 def _read_minilm(path: Path) -> tuple[dict[str, np.ndarray], bytes]:
     """The arrays and the tokenizer's file."""
     if path.is_dir():
@@ -238,11 +201,9 @@ def _bert(arrays: dict[str, np.ndarray]) -> keras.Model:
     """BERT's encoder with its weights, in float32 under every policy."""
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     present = keras.Input((None,), dtype="bool", name="present")
-    vocabulary, width = arrays[_WORDS].shape
+    place = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
     positions = arrays[_POSITIONS] + arrays[_TYPES][0]  # one text is all of the first type
-    embedding = BertEmbedding(vocabulary, len(positions), width, dtype="float32")
-    x = embedding(tokens)
-    embedding.set_weights([arrays[_WORDS], positions])
+    x = _embedded(tokens, arrays[_WORDS]) + _embedded(place, positions)
     x = _normalised(x, arrays, "embeddings.LayerNorm")
     seen = present[:, None, :]  # by each token: those that are there
     depth = sum(name.endswith("intermediate.dense.bias") for name in arrays)
@@ -267,32 +228,42 @@ def _attended(
     attention = keras.layers.MultiHeadAttention(
         heads, _HEAD_WIDTH, dtype="float32", kernel_initializer="zeros"
     )
-    y = attention(x, x, attention_mask=seen)
     weights = []
     for part in ("self.query", "self.key", "self.value"):
         weights.append(arrays[f"{name}.{part}.weight"].T.reshape(width, heads, _HEAD_WIDTH))
         weights.append(arrays[f"{name}.{part}.bias"].reshape(heads, _HEAD_WIDTH))
     weights.append(arrays[f"{name}.output.dense.weight"].T.reshape(heads, _HEAD_WIDTH, width))
     weights.append(arrays[f"{name}.output.dense.bias"])
-    attention.set_weights(weights)
-    return y
+    return _applied(attention, weights, x, x, attention_mask=seen)
+
+
+def _embedded(indices: keras.KerasTensor, table: np.ndarray) -> keras.KerasTensor:
+    embedding = keras.layers.Embedding(
+        *table.shape, dtype="float32", embeddings_initializer="zeros"
+    )
+    return _applied(embedding, [table], indices)
 
 
 def _linear(x: keras.KerasTensor, arrays: dict[str, np.ndarray], name: str) -> keras.KerasTensor:
     kernel, bias = arrays[f"{name}.weight"].T, arrays[f"{name}.bias"]
     dense = keras.layers.Dense(len(bias), dtype="float32", kernel_initializer="zeros")
-    y = dense(x)
-    dense.set_weights([kernel, bias])
-    return y
+    return _applied(dense, [kernel, bias], x)
 
 
 def _normalised(
     x: keras.KerasTensor, arrays: dict[str, np.ndarray], name: str
 ) -> keras.KerasTensor:
     norm = keras.layers.LayerNormalization(epsilon=_EPSILON, dtype="float32")
-    y = norm(x)
-    norm.set_weights([arrays[f"{name}.weight"], arrays[f"{name}.bias"]])
-    return y
+    return _applied(norm, [arrays[f"{name}.weight"], arrays[f"{name}.bias"]], x)
+
+
+def _applied(
+    layer: keras.Layer, weights: list[np.ndarray], *inputs: keras.KerasTensor, **options: object
+) -> keras.KerasTensor:
+    """The outputs of a layer, which is built by that and then takes the weights."""
+    outputs = layer(*inputs, **options)
+    layer.set_weights(weights)
+    return outputs
 
 
 CLIP_LENGTH = 77
