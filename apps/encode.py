@@ -85,7 +85,7 @@ flags.register_multi_flags_validator(
 
 def _find_autoencoder(source: object) -> object:
     from keras_cdiff import autoencoders
-    from keras_cdiff.data import fitted_autoencoder
+    from keras_cdiff.data import latent_writer
     from keras_cdiff.distribution import local_work
 
     if FLAGS.autoencoder != "train":
@@ -93,7 +93,7 @@ def _find_autoencoder(source: object) -> object:
     fitted = None
     with local_work() as processes:
         if processes.first:
-            fitted = fitted_autoencoder.fitted_autoencoder(
+            fitted = latent_writer.fitted_autoencoder(
                 source,
                 FLAGS.image_size,
                 FLAGS.output,
@@ -107,13 +107,13 @@ def _find_autoencoder(source: object) -> object:
 
 def _plan() -> dict:
     from keras_cdiff import autoencoders
-    from keras_cdiff.data import latent_plan
+    from keras_cdiff.data import latent_writer
 
     geometry = None
     if FLAGS.autoencoder.startswith("kl:"):  # others need not be opened to know it
         opened = autoencoders.open_autoencoder(FLAGS.autoencoder)
         geometry = (opened.factor, opened.channels)
-    return latent_plan.plan_encoding(
+    return latent_writer.plan_encoding(
         FLAGS.data,
         FLAGS.autoencoder,
         FLAGS.image_size,
@@ -126,7 +126,7 @@ def _plan() -> dict:
 
 def _encode(processes: "Processes") -> None:
     from keras_cdiff import data
-    from keras_cdiff.data import captions, latent_store, latent_writer
+    from keras_cdiff.data import captions, latent_writer
 
     source = data.open_source(FLAGS.data)
     if FLAGS.text_encoder and not source.has_captions:
@@ -136,7 +136,7 @@ def _encode(processes: "Processes") -> None:
         )
     encoder = data.open_text_encoder(FLAGS.text_encoder) if FLAGS.text_encoder else None
     autoencoder = _find_autoencoder(source)
-    before = latent_store.count_encoded(FLAGS.output)
+    before = latent_writer.count_encoded(FLAGS.output)
     began = time.perf_counter()
     latents = latent_writer.encode_source(
         source,

@@ -1,9 +1,7 @@
 """Autoencoders: images to the latents that diffusion models learn, and back."""
 
-from keras_cdiff.autoencoders.autoencoder import Autoencoder
+from keras_cdiff.autoencoders.autoencoder import Autoencoder, open_autoencoder
 from keras_cdiff.autoencoders.kl import kl_networks
-from keras_cdiff.autoencoders.library import open_autoencoder
-from keras_cdiff.autoencoders.stable_diffusion import stable_diffusion_autoencoder
 from keras_cdiff.autoencoders.training import fit_autoencoder
 
 __all__ = [
@@ -11,5 +9,4 @@ __all__ = [
     "fit_autoencoder",
     "kl_networks",
     "open_autoencoder",
-    "stable_diffusion_autoencoder",
 ]

@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: images to the moments of latents, and latents to images."""
+"""Autoencoders by name: images to the moments of latents, and latents to images."""
 
 import os
 from functools import partial
@@ -7,9 +7,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cdiff.autoencoders.kl_folder import write_kl_folder
+from keras_cdiff.autoencoders.kl import read_kl_folder, write_kl_folder
+from keras_cdiff.autoencoders.stable_diffusion import SCALE, stable_diffusion_networks
 from keras_cdiff.common.arrays import fingerprint, network_weights
 from keras_cdiff.common.batch_function import PREFERS_JIT, BatchFunction
+from keras_cdiff.common.checks import check_integer, parse_name
 
 Tensor = keras.KerasTensor
 
@@ -22,9 +24,8 @@ class Autoencoder:
 
     Latents are scale * z with z ~ N(mean, exp(log variance)) of the encoder's outputs: the scale,
     about 1 / the standard deviation of z, gives a diffusion model latents of standard deviation 1.
-    One graph is compiled for each size of images or latents and of batch; a batch smaller than one
-    compiled before is filled up, so that the last batch of a set needs no graph of its own. The
-    weights must stay as they are, because latents outlive the object.
+    A function is compiled for each size of images or latents and of batch; see `BatchFunction`. The
+    weights must not change, because latents outlive the object.
 
     Args:
         encoder: a `keras.Model` from images (B, H, W, 3) in [-1, 1] to (B, H / f, W / f, 2 C): mean
@@ -108,8 +109,7 @@ class Autoencoder:
             ValueError: if the latents are of another type or shape, or not finite.
         """
         latents = _checked("latents", latents, self.channels)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size}")
+        check_integer("batch_size", batch_size)
         starts = range(0, len(latents), batch_size)
         return np.concatenate([self._images(latents[i : i + batch_size]) for i in starts])
 
@@ -134,8 +134,8 @@ class Autoencoder:
         }
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes an autoencoder of the kind "kl", whole or not at all; `open_autoencoder` opens it
-        as "kl:FOLDER".
+        """Writes an autoencoder of the kind "kl" atomically; `open_autoencoder` opens it as
+        "kl:FOLDER".
 
         Args:
             folder: missing or empty.
@@ -154,10 +154,52 @@ class Autoencoder:
         return f"Autoencoder({self.name!r}, fingerprint={self.fingerprint()[:16]!r})"
 
 
+FORMS = ("stable_diffusion", "stable_diffusion:FOLDER", "stable_diffusion:random", "kl:FOLDER")
+
+
+def open_autoencoder(name: str, fingerprint: str | None = None) -> Autoencoder:
+    """Opens an autoencoder by its name.
+
+    The weights of Stable Diffusion 1 are under the CreativeML Open RAIL-M licence, which restricts
+    what they may be used for; the layers are keras-cv's, under Apache 2.0.
+
+    Args:
+        name: "stable_diffusion" of factor 8 and 4 channels, with about 340 MB of weights that are
+            downloaded once, as `keras_cdiff.weights.fetch` does; "stable_diffusion:FOLDER", with
+            vae_encoder.h5 and kcv_decoder.h5 in a folder; "stable_diffusion:random", with drawn
+            weights, to try things out; or "kl:FOLDER", one that `Autoencoder.save` wrote.
+        fingerprint: of the autoencoder that latents or a model were made with; None for any.
+
+    Raises:
+        ValueError: if the name is unknown; if weights are missing, damaged or another network's; or
+            if the autoencoder is not that of the fingerprint.
+        ModuleNotFoundError: if it needs keras-cv, and that is not installed.
+    """
+    kind, place = parse_name("An autoencoder", FORMS, "name", name)
+    if kind == "kl":
+        encoder, decoder, record = read_kl_folder(place)
+    else:
+        encoder, decoder = stable_diffusion_networks(place)
+        record = {"scale": SCALE}
+    autoencoder = Autoencoder(encoder, decoder, record["scale"], name)
+    if kind == "kl" and autoencoder.fingerprint() != record["fingerprint"]:
+        raise ValueError(
+            "The autoencoder is damaged: its weights are not those that were saved; fit or copy it "
+            f"again. Received: folder={place!r}"
+        )
+    if fingerprint is not None and autoencoder.fingerprint() != fingerprint:
+        raise ValueError(
+            "Latents and model must come from the same autoencoder: open the one that they were "
+            f"made with, whose fingerprint begins with {str(fingerprint)[:16]}. Received: "
+            f"name={name!r}, whose fingerprint begins with {autoencoder.fingerprint()[:16]}"
+        )
+    return autoencoder
+
+
 def _scaled_moments(encoder: keras.Model, scale: float, images: Tensor) -> Tensor:
     mean, log_variance = ops.split(encoder(images, training=False), 2, axis=-1)
-    deviation = ops.exp(ops.clip(log_variance, -30.0, 20.0) / 2)
-    return scale * ops.concatenate([mean, deviation], axis=-1)
+    std = ops.exp(ops.clip(log_variance, -30.0, 20.0) / 2)
+    return scale * ops.concatenate([mean, std], axis=-1)
 
 
 def _factor_and_channels(encoder: keras.Model, decoder: keras.Model) -> tuple[int, int]:

@@ -1,11 +1,18 @@
-"""A small convolutional autoencoder with a KL term, which trains on two CPU cores."""
+"""The small autoencoder with a KL term, which trains on two CPU cores, and its folder on disk."""
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
+
+from keras_cdiff.common.arrays import network_weights
+from keras_cdiff.common.checks import is_integer
+from keras_cdiff.common.files import write_whole_folder
+from keras_cdiff.common.store import FolderStore, write_json
 
 Tensor = keras.KerasTensor
 
@@ -41,7 +48,7 @@ def kl_networks(
         attention.
     """
     _check(factor, channels, width)
-    levels = factor.bit_length() - 1
+    levels = int(factor).bit_length() - 1
     widths = [width // 2, width, *[2 * width] * levels][: levels + 1]
 
     images = keras.Input((None, None, 3), dtype="float32", name="images")
@@ -91,14 +98,14 @@ def _convolution(filters: int, strides: int = 1) -> layers.Conv2D:
 
 
 def _check(factor: int, channels: int, width: int) -> None:
-    if not isinstance(factor, int) or factor < 2 or factor & (factor - 1):
+    if not is_integer(factor) or factor < 2 or factor & (factor - 1):
         raise ValueError(f"factor must be 2, 4, 8 or so on. Received: factor={factor!r}")
-    if not isinstance(channels, int) or channels < 1 or channels in (1, 3):
+    if not is_integer(channels) or channels < 1 or channels in (1, 3):
         raise ValueError(
             "channels must be 2, 4 or more: 1 and 3 are those of images. "
             f"Received: channels={channels!r}"
         )
-    if not isinstance(width, int) or width < 16 or width % 16:
+    if not is_integer(width) or width < 16 or width % 16:
         raise ValueError(f"width must be a multiple of 16. Received: width={width!r}")
 
 
@@ -120,3 +127,85 @@ def draw_weights(networks: Iterable[keras.Model], seed: int) -> None:
         else:
             limit = np.float32(math.sqrt(3 / math.prod(shape[:-1])))
             weight.assign((2 * rng.random(shape, np.float32) - 1) * limit)
+
+
+_DESCRIPTION, _WEIGHTS = "autoencoder.json", "weights.npz"
+_FORMAT = 1
+
+
+def write_kl_folder(
+    folder: str | os.PathLike, networks: Sequence[keras.Model], description: dict
+) -> None:
+    """Writes networks of `kl_networks` into a folder, atomically.
+
+    Args:
+        folder: missing or empty.
+        networks: encoder and decoder.
+        description: "factor", "channels", "scale" and "fingerprint".
+
+    Raises:
+        ValueError: if something is in the folder, or the networks are others.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            "An autoencoder is saved to a folder that is missing or empty. "
+            f"Received: folder={str(folder)!r}"
+        )
+    sizes = {name: description[name] for name in ("factor", "channels")}
+    sizes["width"] = 2 * int(networks[0].weights[0].shape[-1])
+    weights = _named(networks)
+    expected = _named(kl_networks(**sizes))
+    if {name: weight.shape for name, weight in weights.items()} != {
+        name: weight.shape for name, weight in expected.items()
+    }:
+        raise ValueError(
+            "Only networks of kl_networks can be saved. Received: "
+            f"{networks[0].name!r} and {networks[1].name!r}, which are others"
+        )
+    record = {"format": _FORMAT, "kind": "kl", **sizes}
+    record |= {name: description[name] for name in ("scale", "fingerprint")}
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        arrays = network_weights(*networks)
+        np.savez(path / _WEIGHTS, **dict(zip(weights, arrays, strict=True)))
+        write_json(path / _DESCRIPTION, record)
+
+    write_whole_folder(folder, write)
+
+
+def read_kl_folder(folder: str | os.PathLike) -> tuple[keras.Model, keras.Model, dict]:
+    """Returns the encoder and the decoder of a folder, and a dict with its "scale" and
+    "fingerprint", which is yet to be compared.
+
+    Raises:
+        ValueError: if the folder holds no autoencoder, or is damaged.
+        OSError: if the system does not let it be read.
+    """
+    folder = Path(folder)
+    if not (folder / _DESCRIPTION).is_file():
+        raise ValueError(
+            f"There is no autoencoder, for want of {_DESCRIPTION}; give a folder that "
+            "Autoencoder.save or apps/encode.py --autoencoder=train made. "
+            f"Received: folder={str(folder)!r}"
+        )
+    store = FolderStore(folder, "The autoencoder is", " and fit or copy it again", _FORMAT)
+    with store.reading():
+        record = store.read(_DESCRIPTION)
+        networks = kl_networks(**{name: record[name] for name in ("factor", "channels", "width")})
+        with np.load(folder / _WEIGHTS, allow_pickle=False) as file:
+            for name, weight in _named(networks).items():
+                if file[name].shape != tuple(weight.shape):
+                    raise ValueError(f"{name} has the shape {file[name].shape}")
+                weight.assign(file[name])
+        return *networks, {"scale": float(record["scale"]), "fingerprint": record["fingerprint"]}
+
+
+def _named(networks: Sequence[keras.Model]) -> dict[str, keras.Variable]:
+    """The weights of encoder and decoder by their names in the file."""
+    return {
+        f"{part}_{place:03}": weight
+        for part, network in zip(("encoder", "decoder"), networks, strict=True)
+        for place, weight in enumerate(network.weights)
+    }

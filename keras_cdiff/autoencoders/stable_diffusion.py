@@ -1,22 +1,20 @@
 """The autoencoder of Stable Diffusion, built from keras-cv's layers."""
 
 import importlib
-import os
 from pathlib import Path
 from types import ModuleType
 
 import keras
 
-from keras_cdiff.autoencoders.autoencoder import Autoencoder
 from keras_cdiff.autoencoders.kl import draw_weights
 from keras_cdiff.weights.download import RemoteFile, fetch
 from keras_cdiff.weights.keras_networks import float32_layers, load_keras_weights
 
 # 1 / the standard deviation of raw latents, which Stable Diffusion's own models are trained on.
-STABLE_DIFFUSION_SCALE = 0.18215
+SCALE = 0.18215
 
 # Encoder and decoder; their publisher names no sizes.
-STABLE_DIFFUSION_FILES = (
+FILES = (
     RemoteFile(
         "https://huggingface.co/fchollet/stable-diffusion/resolve/main/vae_encoder.h5",
         None,
@@ -30,43 +28,23 @@ STABLE_DIFFUSION_FILES = (
 )
 
 
-def stable_diffusion_autoencoder(weights: str | os.PathLike | None = None) -> Autoencoder:
-    """Returns the autoencoder of Stable Diffusion 1: factor 8, 4 channels, scale 0.18215.
-
-    The weights are under the CreativeML Open RAIL-M licence, which restricts what they may be used
-    for; the layers are keras-cv's, under Apache 2.0.
-
-    Args:
-        weights: None downloads vae_encoder.h5 and kcv_decoder.h5 (about 340 MB) once, as
-            `keras_cdiff.weights.fetch` does; a folder that holds both; or "random", for weights
-            that are drawn, always the same, to try things out without a network.
-
-    Returns:
-        An autoencoder of images whose sides are multiples of 8 pixels. It is called
-        "stable_diffusion", "stable_diffusion:FOLDER" or "stable_diffusion:random".
-
-    Raises:
-        ModuleNotFoundError: if keras-cv is not installed.
-        ValueError: if weights are missing, damaged or another network's.
+def stable_diffusion_networks(place: str = "") -> tuple[keras.Model, keras.Model]:
+    """Returns the encoder and the decoder of Stable Diffusion 1; `place` as in `open_autoencoder`.
 
     Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022);
         `keras_cv.models.stable_diffusion.ImageEncoder` and `Decoder`.
     """
     _import_keras_cv()  # before anything is downloaded
-    if weights == "random":
-        encoder, decoder = _networks()
-        draw_weights([encoder, decoder], seed=0)
-    else:
-        # Before the networks are built, which takes seconds.
-        paths = _downloaded() if weights is None else _within(Path(weights))
-        encoder, decoder = _networks()
-        for network, path, file in zip(
-            (encoder, decoder), paths, STABLE_DIFFUSION_FILES, strict=True
-        ):
-            what = f"Stable Diffusion's {network.name}, from {file.url}"
-            load_keras_weights(network, path, what)
-    name = "stable_diffusion" if weights is None else f"stable_diffusion:{os.fspath(weights)}"
-    return Autoencoder(encoder, decoder, STABLE_DIFFUSION_SCALE, name)
+    if place == "random":
+        networks = _networks()
+        draw_weights(networks, seed=0)
+        return networks
+    # Before the networks are built, which takes seconds.
+    paths = _within(Path(place)) if place else [fetch(file) for file in FILES]
+    networks = _networks()
+    for network, path, file in zip(networks, paths, FILES, strict=True):
+        load_keras_weights(network, path, f"Stable Diffusion's {network.name}, from {file.url}")
+    return networks
 
 
 def _import_keras_cv() -> ModuleType:
@@ -97,17 +75,13 @@ def _sequence(name: str, channels: int, layers: list[keras.Layer]) -> keras.Mode
     return keras.Sequential([inputs, *layers], name=name)
 
 
-def _downloaded() -> list[Path]:
-    return [fetch(file) for file in STABLE_DIFFUSION_FILES]
-
-
 def _within(folder: Path) -> list[Path]:
-    paths = [folder / file.name for file in STABLE_DIFFUSION_FILES]
+    paths = [folder / file.name for file in FILES]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise ValueError(
             f"The folder must hold {paths[0].name} and {paths[1].name}, which come from "
-            f"{' and '.join(file.url for file in STABLE_DIFFUSION_FILES)}. "
+            f"{' and '.join(file.url for file in FILES)}. "
             f"Received: weights={str(folder)!r}, without {' and '.join(missing)}"
         )
     return paths

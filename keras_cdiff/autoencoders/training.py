@@ -77,7 +77,7 @@ def fit_autoencoder(
     model.optimizer.build(model.trainable_variables)
     with feed.errors.raised():
         model.fit(feed.batches(), steps_per_epoch=steps, shuffle=False, verbose=verbose)
-    scale = 1 / _deviation(Autoencoder(encoder, decoder, 1.0, "kl"), feed.sample(), seed)
+    scale = 1 / _latent_std(Autoencoder(encoder, decoder, 1.0, "kl"), feed.sample(), seed)
     return Autoencoder(encoder, decoder, scale, "kl")
 
 
@@ -124,7 +124,7 @@ class _Feed:
     def __init__(self, images: np.ndarray | Iterable, batch_size: int, factor: int, seed: int):
         self.errors = RetainedError()
         self._factor = factor
-        self._kept = []  # of an iterable, which cannot be asked twice
+        self._kept = []  # of an iterable, which may not be read twice
         self._array = images if hasattr(images, "shape") else None
         if self._array is None:
             self._source = images
@@ -187,7 +187,7 @@ class _Feed:
 
 
 class _Shuffled:
-    """Batches of an array in an order of their own in each pass."""
+    """Batches of an array, shuffled anew in each pass."""
 
     def __init__(self, images: np.ndarray, batch_size: int, seed: int):
         self._images, self._batch_size = images, batch_size
@@ -216,23 +216,20 @@ def _rate(highest: float, steps: int) -> keras.optimizers.schedules.LearningRate
     )
 
 
-def _deviation(autoencoder: Autoencoder, images: np.ndarray, seed: int) -> float:
+def _latent_std(autoencoder: Autoencoder, images: np.ndarray, seed: int) -> float:
     """The standard deviation of drawn latents, 16 images at a time."""
     rng = np.random.default_rng(seed)
     drawn = []
     for start in range(0, len(images), 16):
-        mean, deviation = np.split(autoencoder.moments(images[start : start + 16]), 2, axis=-1)
-        drawn.append(mean + deviation * rng.standard_normal(mean.shape, np.float32))
+        mean, std = np.split(autoencoder.moments(images[start : start + 16]), 2, axis=-1)
+        drawn.append(mean + std * rng.standard_normal(mean.shape, np.float32))
     return float(np.std(np.concatenate(drawn), dtype=np.float64))
 
 
 def _check(steps: int, batch_size: int, learning_rate: float, kl_weight: float, seed: int) -> None:
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        check_integer(name, value, least)
+    check_integer("steps", steps)
+    check_integer("batch_size", batch_size)
+    check_integer("seed", seed, 0)
     if not 0 < learning_rate < np.inf:
         raise ValueError(
             f"The learning rate must be positive. Received: learning_rate={learning_rate!r}"

@@ -1,6 +1,6 @@
 """Checks of arguments."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 import numpy as np
 
@@ -40,3 +40,23 @@ def check_choice(name: str, value: object, choices: Container) -> None:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(str, choices))}. Received: {name}={value!r}"
         )
+
+
+def parse_name(what: str, forms: Sequence[str], argument: str, value: object) -> tuple[str, str]:
+    """Splits a name that has one of some forms into its kind and what follows the colon, or "".
+
+    Args:
+        what: the subject of the message, such as "A source".
+        forms: "KIND", or "KIND:SOMETHING" for a kind that something must follow.
+        argument: what the message calls the value.
+        value: the name.
+
+    Raises:
+        ValueError: if it has none of the forms.
+    """
+    kind, colon, place = value.partition(":") if isinstance(value, str) else ("", "", "")
+    kinds = {form.partition(":")[:2] for form in forms}
+    if (kind, colon) not in kinds or bool(colon) != bool(place):
+        several = f"{', '.join(forms[:-1])} or {forms[-1]}"
+        raise ValueError(f"{what} is {several}. Received: {argument}={value!r}")
+    return kind, place

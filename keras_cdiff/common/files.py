@@ -1,4 +1,4 @@
-"""What is written to disk: files that are there whole or not at all, logs, and strict JSON."""
+"""What is written to disk: files and folders written atomically, logs, locks, and strict JSON."""
 
 import contextlib
 import hashlib

@@ -7,7 +7,6 @@ from keras_cdiff.data.captions import (
     caption_folder,
     embed_captions,
 )
-from keras_cdiff.data.contexts import TextContexts, open_text_encoder
 from keras_cdiff.data.images import image_grid, save_image_grid, to_uint8
 from keras_cdiff.data.latent_writer import encode_source
 from keras_cdiff.data.latents import LatentSource, draw_latent
@@ -18,7 +17,8 @@ from keras_cdiff.data.pipeline import (
     to_channels,
 )
 from keras_cdiff.data.sources import ArraySource, Source, open_source
-from keras_cdiff.data.text import TextEncoder
+from keras_cdiff.data.text import TextContexts, TextEncoder
+from keras_cdiff.data.text_encoders import open_text_encoder
 
 __all__ = [
     "ArraySource",

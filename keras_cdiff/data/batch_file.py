@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.checks import is_integer
 from keras_cdiff.common.files import write_whole
 
 # Images written at once, of an array that may not fit into memory.
@@ -33,11 +34,11 @@ def write_batch_file(
     """Writes images, and their classes if they have any, without holding all of them at once.
 
     Args:
-        path: the file, which is there whole or not at all; its folder is made if missing.
+        path: the file, written atomically; its folder is made if missing.
         images: uint8 (N, H, W, C), C being 3 for the usual evaluators, or 1 or 4; or an iterable of
             such arrays (B, H, W, C) of one size, N images in all.
         labels: integers (N,), or None.
-        num_images: N, which must be told beforehand of an iterable.
+        num_images: N, which an iterable needs.
 
     Raises:
         ValueError: if images or labels are not of that kind, or are not N.
@@ -56,7 +57,7 @@ def write_batch_file(
             raise _wrong_count(num_images, len(images))
         num_images = len(images)
         blocks = (images[start : start + _ROWS] for start in range(0, num_images, _ROWS))
-    if not isinstance(num_images, int | np.integer) or num_images < 1:
+    if not is_integer(num_images) or num_images < 1:
         raise ValueError(
             "A batch file holds at least one image, and needs to know how many before the first: "
             "give `images` as one uint8 array, or `num_images` with the iterable. "

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -11,10 +10,13 @@ from typing import BinaryIO
 import keras
 import numpy as np
 
-from keras_cdiff.common.files import FolderLock, file_digest, write_whole_folder
+from keras_cdiff.common.files import file_digest, write_whole_folder
+from keras_cdiff.common.store import FolderStore, write_json
 from keras_cdiff.data.sources import Source
 from keras_cdiff.data.text import TextEncoder
 from keras_cdiff.distribution import local_work
+
+FORMAT = 1
 
 _CHECKED_BYTES = 1 << 30  # files up to this size are read through whenever they are opened
 
@@ -45,18 +47,14 @@ class CaptionEmbeddings:
 
     def __init__(self, folder: str | os.PathLike, read_all: bool = False):
         self.folder = Path(folder)
-        try:
-            self._index = json.loads((self.folder / "index.json").read_text())
-            known = self._index["format"] == FORMAT
-            self.encoder = dict(self._index["encoder"])
+        store = _text_store(self.folder)
+        with store.reading():
+            index = store.read()
+            self.encoder = dict(index["encoder"])
             self._width, self._length = self.encoder["width"], self.encoder["max_length"]
-            files = dict(self._index["files"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.folder, f"index.json cannot be read: {error}") from error
-        if not known:
-            raise _damaged(self.folder, f"its format is {self._index['format']}, not {FORMAT}")
-        for name, entry in files.items():
-            self._check(name, entry, read=read_all or entry["bytes"] <= _CHECKED_BYTES)
+            for name, entry in index["files"].items():
+                small = entry["bytes"] <= _CHECKED_BYTES
+                store.check(name, entry["sha256"] if small or read_all else None, entry["bytes"])
         self._tokens = np.load(self.folder / "tokens.npy", mmap_mode="r")
         self._offsets = np.load(self.folder / "offsets.npy")  # of the rows of each distinct text
         self._texts = np.load(self.folder / "captions.npy")  # the distinct text of each caption
@@ -66,22 +64,13 @@ class CaptionEmbeddings:
         return len(self._examples) - 1
 
     def __getitem__(self, index: int) -> "ExampleContexts":
-        """Returns the contexts of an example: float32 (max_length, width), one a caption, each read
-        when it is asked for.
+        """Returns the contexts of an example: float32 (max_length, width), one a caption, each
+        read when it is indexed.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"There are captions of {len(self)} examples. Received: index={index}")
         first, end = self._examples[index : index + 2]
         return ExampleContexts(self, self._texts[first:end])
-
-    def verify(self) -> None:
-        """Reads every file through.
-
-        Raises:
-            ValueError: if one is damaged.
-        """
-        for name, entry in self._index["files"].items():
-            self._check(name, entry, read=True)
 
     def __repr__(self) -> str:
         return f"CaptionEmbeddings({str(self.folder)!r}, {len(self)} examples)"
@@ -93,21 +82,9 @@ class CaptionEmbeddings:
         context[: len(rows)] = rows
         return context
 
-    def _check(self, name: str, entry: dict, read: bool) -> None:
-        path = self.folder / name
-        if not path.is_file():
-            raise _damaged(self.folder, f"{name} is missing")
-        if path.stat().st_size != entry["bytes"] or (read and file_digest(path) != entry["sha256"]):
-            raise _damaged(self.folder, f"{name} is not what was written")
-
 
 class ExampleContexts:
-    """The contexts of one example's captions, of which training wants one at a time.
-
-    Args:
-        embeddings: where they are read.
-        texts: the numbers of the distinct texts, one a caption.
-    """
+    """The contexts of one example's captions, of which training reads one at a time."""
 
     def __init__(self, embeddings: CaptionEmbeddings, texts: Sequence[int]):
         self.embeddings, self.texts = embeddings, texts
@@ -165,10 +142,9 @@ def embed_captions(
 ) -> CaptionEmbeddings:
     """Returns the contexts of a source's captions, which are encoded once.
 
-    They lie in a subfolder text-DIGITS, named by a digest of encoder and captions; nothing ever
-    removes it, but you may. Each distinct caption is encoded once. Interrupted, it begins anew when
-    it is repeated. Under `distribution.shared_by` the first process encodes them all, and the
-    others wait: it takes far less than encoding the images.
+    They lie in a subfolder text-DIGITS, named by a digest of encoder and captions, which you may
+    remove. Each distinct caption is encoded once; an interrupted call begins anew. Under
+    `distribution.shared_by` the first process encodes them all, and the others wait.
 
     Args:
         source: the source.
@@ -197,13 +173,11 @@ def embed_captions(
     with local_work() as processes:
         if processes.first and not path.exists():
             request = {"encoder": encoder.describe(), "captions": digest}
-            with FolderLock(path.parent, _IN_USE):
-                for leftover in path.parent.glob("writing-*"):  # of a process that was killed
-                    shutil.rmtree(leftover)
+            with _text_store(path.parent).writing(_IN_USE):
                 if not path.exists():  # another process may have been faster
                     write_whole_folder(
                         path,
-                        lambda part: write_embeddings(
+                        lambda part: _write_embeddings(
                             part, captions, encoder, request, batch_size, progress
                         ),
                     )
@@ -236,19 +210,16 @@ def _digest(captions: Iterable[Sequence[str]]) -> str:
     return sha.hexdigest()
 
 
-def _damaged(folder: Path, fault: str) -> ValueError:
-    return ValueError(
-        "Embeddings of captions are damaged: remove the folder, and they will be made again. "
-        f"The fault: {fault}. Received: folder={str(folder)!r}"
+def _text_store(folder: Path) -> FolderStore:
+    return FolderStore(
+        folder, "Embeddings of captions are", ", and they will be made again", FORMAT
     )
 
-
-FORMAT = 1
 
 _BATCHES = 8  # encoded between two writes, so that of many captions few are in memory
 
 
-def write_embeddings(
+def _write_embeddings(
     folder: Path,
     captions: Sequence[Sequence[str]],
     encoder: TextEncoder,
@@ -256,19 +227,7 @@ def write_embeddings(
     batch_size: int,
     progress: bool,
 ) -> None:
-    """Writes all files of the embeddings into a new folder, the index last.
-
-    Args:
-        folder: the folder, at which there is nothing.
-        captions: of each example.
-        encoder: the text encoder.
-        request: what the index says of encoder and captions, plain data.
-        batch_size: captions that the encoder sees at once.
-        progress: whether a progress bar over the captions is shown.
-
-    Raises:
-        ValueError: if the encoder gives numbers beyond float16.
-    """
+    """Writes all files of the embeddings into a new folder, the index, with the request, last."""
     folder.mkdir()
     places: dict[str, int] = {}
     for texts in captions:
@@ -286,7 +245,7 @@ def write_embeddings(
         for path in sorted(folder.iterdir())
     }
     index = {"format": FORMAT, **request, "files": files}
-    (folder / "index.json").write_text(json.dumps(index, indent=1))
+    write_json(folder / "index.json", index)
 
 
 def _encoded(

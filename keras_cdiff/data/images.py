@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_cdiff.common.checks import check_integer
 from keras_cdiff.common.files import write_whole
 
 
@@ -60,13 +61,10 @@ def image_grid(
             "A grid takes uint8 images (N, H, W, C), at least one; convert floats in [-1, 1] with "
             f"to_uint8. Received: images of shape {images.shape}, dtype {images.dtype}"
         )
-    for name, value, least in (
-        ("columns", columns, 1),
-        ("scale", scale, 1),
-        ("padding", padding, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}. Received: {name}={value}")
+    if columns is not None:
+        check_integer("columns", columns)
+    check_integer("scale", scale)
+    check_integer("padding", padding, 0)
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -88,7 +86,7 @@ def save_image_grid(
     scale: int = 1,
     padding: int = 2,
 ) -> None:
-    """Writes `image_grid` to a file that is there whole or not at all.
+    """Writes `image_grid` to a file, atomically.
 
     Args:
         images: uint8 (N, H, W, C), C being 1 (grey), 3 (RGB) or 4 (RGBA).

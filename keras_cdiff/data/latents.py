@@ -20,15 +20,20 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_cdiff.common.files import file_digest
+from keras_cdiff.common.store import FolderStore
 from keras_cdiff.data.source import Source
 
 FORMAT = 1
 INDEX = "index.json"
 COPY = "kl:autoencoder"  # the name, in the index, of an autoencoder that lies in the store
 
-# Reading this much takes a second or two; more is checked by `LatentSource.verify` alone.
+# Reading this much takes a second or two; more is checked with read_all alone.
 _CHECKED_AT_OPENING = 2**30
+
+
+def latent_store(folder: str | os.PathLike, name: str | None = None) -> FolderStore:
+    """Returns the folder of latents, finished or not; `name` is what errors call it."""
+    return FolderStore(folder, "The latents are", " and encode the images anew", FORMAT, name)
 
 
 class LatentSource(Source):
@@ -58,7 +63,7 @@ class LatentSource(Source):
         keeps_autoencoder: Whether a copy of the autoencoder lies in the store.
 
     Raises:
-        ValueError: If the folder is not a whole store.
+        ValueError: If the store is not complete, or damaged.
         OSError: If the system does not let a file be read.
     """
 
@@ -67,29 +72,28 @@ class LatentSource(Source):
     def __init__(self, folder: str | os.PathLike, name: str | None = None, read_all: bool = False):
         self.folder = Path(folder)
         name = name or f"latents:{self.folder}"
+        store = latent_store(folder, name)
         self._bytes = _read_index_bytes(self.folder, name)
-        try:
-            index = json.loads(self._bytes)
-            if index["format"] != FORMAT:
-                raise ValueError(f"its format is {index['format']!r}, not {FORMAT}")
-            shards = _Shards(self.folder, index)
-            small = [index[part] for part in ("labels", "captions") if index[part] is not None]
-            small = {part["file"]: part["sha256"] for part in small}
-            self._files = {shard["file"]: shard["sha256"] for shard in index["shards"]} | small
+        with store.reading():
+            index = store.parse(self._bytes)
+            shards = _Shards(store, index)
+            parts = {part: index[part] for part in ("labels", "captions") if index[part]}
+            small = {part["file"]: part["sha256"] for part in parts.values()}
+            files = {shard["file"]: shard["sha256"] for shard in index["shards"]} | small
             self.latent_size, self.channels = index["latent_size"], index["channels"]
             self.image_size, self.mirrored = index["image_size"], index["mirrored"]
             self.source_name, self.autoencoder = index["source"], dict(index["autoencoder"])
             self.keeps_autoencoder = self.autoencoder["name"] == COPY
             self.autoencoder["name"] = self.autoencoder_name()
-            self._compare(self._files if read_all or shards.bytes < _CHECKED_AT_OPENING else small)
-            labels, captions = self._read_labels(index), self._read_captions(index)
+            large = shards.bytes >= _CHECKED_AT_OPENING and not read_all
+            for file, sha256 in (small if large else files).items():
+                store.check(file, sha256)
+            labels = captions = None
+            if "labels" in parts:
+                labels = np.load(self.folder / parts["labels"]["file"])
+            if "captions" in parts:
+                captions = json.loads((self.folder / parts["captions"]["file"]).read_text("utf-8"))
             class_names, num_classes = index["class_names"], index["num_classes"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                "The latents are damaged, or of another version of keras_cdiff: remove the folder "
-                "and encode the images anew. "
-                f"Received: {name!r} ({type(error).__name__}: {error})"
-            ) from error
         super().__init__(name, shards, labels, captions, class_names)
         self.num_classes = num_classes
 
@@ -109,32 +113,6 @@ class LatentSource(Source):
         if self.keeps_autoencoder:
             return f"kl:{self.folder / 'autoencoder'}"
         return self.autoencoder["name"]
-
-    def verify(self) -> None:
-        """Reads every file and compares its sha256 with the index.
-
-        Raises:
-            ValueError: If one differs; it names the file.
-        """
-        self._compare(self._files)
-
-    def _compare(self, files: dict[str, str]) -> None:
-        for file, expected in files.items():
-            found = file_digest(self.folder / file)
-            if found != expected:
-                raise ValueError(
-                    "A file of the latents is damaged: remove the folder and encode the images "
-                    f"anew. Received: {str(self.folder / file)!r} with sha256 {found}, "
-                    f"not {expected}"
-                )
-
-    def _read_labels(self, index: dict) -> np.ndarray | None:
-        return None if index["labels"] is None else np.load(self.folder / index["labels"]["file"])
-
-    def _read_captions(self, index: dict) -> list[list[str]] | None:
-        if index["captions"] is None:
-            return None
-        return json.loads((self.folder / index["captions"]["file"]).read_text("utf-8"))
 
 
 def draw_latent(moments: np.ndarray, rng: np.random.Generator, mirror: bool = False) -> np.ndarray:
@@ -170,20 +148,23 @@ def draw_latent(moments: np.ndarray, rng: np.random.Generator, mirror: bool = Fa
 class _Shards:
     """The moments in the files of a store, as one sequence.
 
-    Each example is read by a call of its own: thousands of mapped files would be more than a
+    Each example is read by a separate call: thousands of mapped files would be more than a
     process may hold open, and one that was cut off would end the process.
     """
 
-    def __init__(self, folder: Path, index: dict):
+    def __init__(self, store: FolderStore, index: dict):
         side, channels = index["latent_size"], index["channels"]
         self.shape = (2 if index["mirrored"] else 1, side, side, 2 * channels)
         self._numbers = int(np.prod(self.shape))
-        self._paths = [folder / shard["file"] for shard in index["shards"]]
+        self._paths = [store.folder / shard["file"] for shard in index["shards"]]
         counts = [shard["count"] for shard in index["shards"]]
         self._starts = [0, *itertools.accumulate(counts)]
         if self._starts[-1] != index["count"]:
             raise ValueError(f"the files hold {self._starts[-1]} images of {index['count']}")
-        self._offsets = [self._check(*shard) for shard in zip(self._paths, counts, strict=True)]
+        self._offsets = [
+            store.open_array(path.name, (count, *self.shape), "<f2").offset
+            for path, count in zip(self._paths, counts, strict=True)
+        ]
         self.bytes = index["count"] * 2 * self._numbers
 
     def __len__(self) -> int:
@@ -199,15 +180,6 @@ class _Shards:
                 f"Received: {str(self._paths[shard])!r}"
             )
         return moments.reshape(self.shape)
-
-    def _check(self, path: Path, count: int) -> int:
-        """Returns where the numbers of a file begin."""
-        array = np.lib.format.open_memmap(path, mode="r")
-        if array.shape != (count, *self.shape) or array.dtype != np.dtype("<f2"):
-            raise ValueError(f"{path.name} holds {array.dtype} {array.shape}, not {count} examples")
-        if path.stat().st_size != array.offset + array.nbytes:
-            raise ValueError(f"{path.name} has {path.stat().st_size} bytes")
-        return array.offset
 
 
 def _read_index_bytes(folder: Path, name: str) -> bytes:

@@ -102,13 +102,10 @@ def make_dataset(
 ) -> "grain.IterDataset":
     """Batches of a source, shuffled anew each epoch, for `DiffusionModel.fit(..., shuffle=False)`.
 
-    Batch k depends on the arguments and k alone, not on `start_step`: a run that resumes with
-    `start_step` at its number of steps done sees the batches it would have seen. Batches run
-    on from one epoch into the next, so none is short; with `num_epochs`, what is left at the
-    end is dropped.
-
-    Latents are drawn anew whenever they are read: mean + standard deviation * noise. A flipped
-    image is the latent of the mirrored image then, which is not the mirrored latent.
+    Batch k depends on the arguments and k alone, so a run that resumes with `start_step` at its
+    number of steps done sees the batches it would have seen. Batches run on from one epoch into
+    the next; with `num_epochs`, what is left at the end is dropped. Latents are drawn anew whenever
+    they are read, a flipped one from the latent of the mirrored image.
 
     Args:
         source: The images or latents; see `open_source`. Of an example's "contexts" (K, L, D),
@@ -124,8 +121,8 @@ def make_dataset(
         start_step: The first batch.
         shuffle: Whether to shuffle; else the source's own order.
         labels: Whether to hand on the source's labels; False for an unconditional model.
-        shard: (index, count): of each batch only the index-th of so many equal parts, for a process
-            that trains together with others; the images of the others are not read.
+        shard: (index, count): of each batch only the index-th of so many equal parts is read, for
+            training by several processes.
 
     Returns:
         A `grain.IterDataset` of dicts: "image" float32 (B, H, W, C), in [-1, 1] or latents in

@@ -1,5 +1,7 @@
 """Text encoders: networks that turn captions and prompts into contexts."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -23,7 +25,7 @@ class TextEncoder:
         width: features of a row.
         max_length: L of a context, in tokens.
         identity: texts, bytes and arrays by name that tell this encoder from any other: its kind,
-            its weights, its tokenizer. They are read when a fingerprint is first asked for.
+            its weights, its tokenizer. They are read for the first fingerprint.
         step: the network is run with L a multiple of it.
     """
 
@@ -103,3 +105,30 @@ class TextEncoder:
             present[row, : len(text)] = True
         outputs = self._run_network([numbers, present], most=batch_size)
         return [output[: len(text)] for output, text in zip(outputs, tokens, strict=True)]
+
+
+class TextContexts:
+    """A sequence of N contexts, for N texts too many to keep all their contexts in memory.
+
+    Args:
+        encoder: the text encoder.
+        texts: N strings; "" is the null text.
+    """
+
+    def __init__(self, encoder: TextEncoder, texts: Sequence[str]):
+        self.encoder, self.texts = encoder, list(texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> np.ndarray:
+        """Returns one context, float32 (L, D), or several, (B, L, D)."""
+        if isinstance(rows, int | np.integer):
+            return self.encoder.encode([self.texts[rows]])[0]
+        rows = range(len(self))[rows] if isinstance(rows, slice) else rows
+        return self.encoder.encode([self.texts[row] for row in rows])
+
+    def digest(self) -> str:
+        """Returns a sha256 over the encoder and the texts."""
+        content = json.dumps([self.encoder.fingerprint(), self.texts])
+        return hashlib.sha256(content.encode()).hexdigest()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_cdiff.common.files import FolderLock, write_whole
+from keras_cdiff.common.store import FolderStore, write_json
 from keras_cdiff.distribution import local_work, share, sharing
 from keras_cdiff.evaluation.features import Extractor
 from keras_cdiff.evaluation.image_sets import ImageSet
@@ -185,7 +185,7 @@ class _Folder(_Memory):
             "extractor": extractor.describe(),
         }
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-        self.folder = cache / digest[:16]
+        self._store = FolderStore(cache / digest[:16], "The cached features are")
         self.description = {**description, "name": images.name}
         self._count = len(images)
         self.done = self._read_progress()
@@ -194,7 +194,7 @@ class _Folder(_Memory):
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Opens the files for writing, and notes what was written however that ends."""
-        with FolderLock(self.folder, _IN_USE):
+        with self._store.writing(_IN_USE):
             self.done = self._read_progress()  # another process may have gone on
             mode = "r+" if self.done else "w+"
             self.arrays = {name: self._open(name, mode) for name in self.shapes}
@@ -207,30 +207,20 @@ class _Folder(_Memory):
 
     def _read_progress(self) -> int:
         """The number of rows that are certain."""
-        try:
-            done = json.loads((self.folder / "progress.json").read_text())["done"]
-        except FileNotFoundError:
+        if not (self._store.folder / "progress.json").exists():
             return 0
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(f"progress.json: {error}") from error
-        if type(done) is not int or not 0 <= done <= self._count:
-            raise self._damaged(f"progress.json tells of {done!r} rows of {self._count}")
+        with self._store.reading():
+            done = self._store.read("progress.json")["done"]
+            if type(done) is not int or not 0 <= done <= self._count:
+                raise ValueError(f"progress.json tells of {done!r} rows of {self._count}")
         return done
 
     def _open(self, name: str, mode: str) -> np.memmap:
-        path, shape = self.folder / f"{name}.npy", self.shapes[name]
+        file, shape = f"{name}.npy", self.shapes[name]
         if mode == "w+":
-            return np.lib.format.open_memmap(path, mode, np.float32, shape)
-        try:
-            # For reading first: a file that was cut off would be filled up with zeros.
-            array = np.lib.format.open_memmap(path, "r")
-        except (OSError, ValueError) as error:
-            raise self._damaged(f"{name}.npy: {error}") from error
-        if array.shape != shape or array.dtype != np.float32:
-            raise self._damaged(f"{name}.npy holds {array.dtype} {array.shape}, not {shape}")
-        if path.stat().st_size != array.offset + array.nbytes:
-            raise self._damaged(f"{name}.npy has {path.stat().st_size} bytes")
-        return np.lib.format.open_memmap(path, mode) if mode != "r" else array
+            return np.lib.format.open_memmap(self._store.folder / file, mode, np.float32, shape)
+        with self._store.reading():
+            return self._store.open_array(file, shape, "float32", mode)
 
     def append(self, features: np.ndarray, logits: np.ndarray | None) -> None:
         super().append(features, logits)
@@ -243,19 +233,13 @@ class _Folder(_Memory):
         """Writes the rows to disk, then their number."""
         for array in self.arrays.values():
             array.flush()
-        note = json.dumps({"done": self.done, **self.description}, indent=2)
-        write_whole(self.folder / "progress.json", lambda path: path.write_text(note))
+        note = {"done": self.done, **self.description}
+        write_json(self._store.folder / "progress.json", note, indent=2)
         self._noted, self._noted_at = self.done, time.monotonic()
 
     def features(self) -> Features:
         self.arrays = {name: self._open(name, "r") for name in self.shapes}
         return super().features()
-
-    def _damaged(self, reason: str) -> ValueError:
-        return ValueError(
-            "The cached features are damaged: remove the folder. "
-            f"Received: folder={str(self.folder)!r} ({reason})"
-        )
 
 
 def extract_in_rounds(

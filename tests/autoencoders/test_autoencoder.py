@@ -21,8 +21,8 @@ def test_moments_are_scaled_and_float32_under_every_policy(linear, smooth_images
     autoencoder = Autoencoder(*linear(biases), scale=0.5, name="kl")
     red = smooth_images[:3, ::2, ::2, :1].astype("float64")
     raw = red + biases
-    deviation = np.exp(np.clip(raw[..., 4:], -30, 20) / 2)
-    expected = 0.5 * np.concatenate([raw[..., :4], deviation], axis=-1)
+    std = np.exp(np.clip(raw[..., 4:], -30, 20) / 2)
+    expected = 0.5 * np.concatenate([raw[..., :4], std], axis=-1)
     actual = autoencoder.moments(smooth_images[:3])
     assert (autoencoder.factor, autoencoder.channels, actual.dtype) == (2, 4, np.float32)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)

@@ -68,7 +68,7 @@ def change_weights(folder, change):
     ("damage", "message"),
     [
         (lambda f: change_description(f, scale=0.6), "its weights are not those that were saved"),
-        (lambda f: change_description(f, format=2), "format 2 is not known here"),
+        (lambda f: change_description(f, format=2), "its format is 2, not 1"),
         (lambda f: change_description(f, width=32), "encoder_000 has the shape"),
         (lambda f: (f / "autoencoder.json").write_text("{"), "damaged, or of another version"),
         (lambda f: (f / "autoencoder.json").unlink(), "no autoencoder, for want of"),

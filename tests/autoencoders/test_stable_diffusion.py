@@ -155,7 +155,7 @@ def test_without_a_connection_the_message_says_what_to_do(tmp_path, monkeypatch)
     monkeypatch.setenv("KERAS_CDIFF_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"could not be downloaded: .*no network") as raised:
         open_autoencoder("stable_diffusion")
-    file = stable_diffusion.STABLE_DIFFUSION_FILES[0]
+    file = stable_diffusion.FILES[0]
     for needed in (file.url, str(tmp_path / "vae_encoder.h5"), file.sha256):
         assert needed in str(raised.value)
 

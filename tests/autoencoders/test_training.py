@@ -34,10 +34,10 @@ def test_training_lowers_the_error(fitted, images):
 
 
 def test_latents_have_the_standard_deviation_one(fitted, images):
-    mean, deviation = np.split(fitted.moments(images), 2, axis=-1)
+    mean, std = np.split(fitted.moments(images), 2, axis=-1)
     noise = np.random.default_rng(7).standard_normal(mean.shape)
-    assert np.std(mean + deviation * noise) == pytest.approx(1, abs=0.03)
-    assert deviation.min() > 0
+    assert np.std(mean + std * noise) == pytest.approx(1, abs=0.03)
+    assert std.min() > 0
 
 
 @pytest.mark.backend_free
@@ -46,9 +46,9 @@ def test_batches_of_a_source_serve_as_well(npz):
     dataset = data.make_dataset(data.open_source(npz()), 8, 8, num_epochs=1)
     autoencoder = fit_autoencoder(dataset, steps=5, **SMALL)
     pixels, _ = data.read_images(data.open_source(npz()), 8)
-    mean, deviation = np.split(autoencoder.moments(pixels), 2, axis=-1)
+    mean, std = np.split(autoencoder.moments(pixels), 2, axis=-1)
     noise = np.random.default_rng(7).standard_normal(mean.shape)
-    assert np.std(mean + deviation * noise) == pytest.approx(1, abs=0.15)  # of 512 values
+    assert np.std(mean + std * noise) == pytest.approx(1, abs=0.15)  # of 512 values
 
 
 @pytest.mark.parametrize(

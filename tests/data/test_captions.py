@@ -107,7 +107,7 @@ def test_damage_is_found(source, tmp_path, name, damage):
     else:
         cut = content[:-1]
         path.write_bytes(cut if damage == "cut" else cut + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=rf"damaged: remove the folder.*{name} is .*Received"):
+    with pytest.raises(ValueError, match=rf"damaged.*: remove the folder.*Received.*{name} is "):
         embed(source, LetterEncoder(), tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_an_index_that_cannot_be_read_is_damage(source, tmp_path, change):
     path = embed(source, LetterEncoder(), tmp_path).folder / "index.json"
     index = json.loads(path.read_text())
     path.write_text("{" if change is None else json.dumps({**index, **change}))
-    with pytest.raises(ValueError, match=r"damaged: remove the folder.*Received: folder="):
+    with pytest.raises(ValueError, match=r"damaged.*: remove the folder.*Received: folder="):
         CaptionEmbeddings(path.parent)
 
 
@@ -125,13 +125,10 @@ def test_large_files_are_read_through_when_asked_to(source, tmp_path, monkeypatc
     path = embed(source, LetterEncoder(), tmp_path).folder / "tokens.npy"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    embeddings = CaptionEmbeddings(path.parent)
-    with pytest.raises(ValueError, match=r"damaged.*tokens\.npy is not what was written"):
-        embeddings.verify()
+    CaptionEmbeddings(path.parent)
     with pytest.raises(ValueError, match=r"damaged.*tokens\.npy is not what was written"):
         CaptionEmbeddings(path.parent, read_all=True)
     path.write_bytes(content)
-    embeddings.verify()
     CaptionEmbeddings(path.parent, read_all=True)
 
 

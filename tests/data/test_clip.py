@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_cdiff.data import clip
-from keras_cdiff.data.contexts import open_text_encoder
+from keras_cdiff.data import text_encoders
+from keras_cdiff.data.text_encoders import open_text_encoder
 
 free = pytest.mark.backend_free  # the same on every backend
 
@@ -18,7 +18,7 @@ free = pytest.mark.backend_free  # the same on every backend
 def vocabulary(tmp_path):
     """A short list of byte pairs, in a folder: a line that is skipped, then the pairs."""
     pairs = ["a t</w>", "c at</w>", "d o", "do g</w>", "b a", "ba r"]
-    path = tmp_path / clip.VOCABULARY.name
+    path = tmp_path / text_encoders.CLIP_VOCABULARY.name
     path.write_bytes(gzip.compress("\n".join(['"bpe"', *pairs]).encode()))
     return path
 
@@ -76,7 +76,7 @@ def test_a_folder_of_files_is_read(tmp_path, vocabulary, two_layers):
     from keras_cv.models.stable_diffusion import TextEncoder
 
     network = TextEncoder(77, 512 + 6 + 2, download_weights=False)
-    write_keras_2(tmp_path / clip.WEIGHTS.name, network)
+    write_keras_2(tmp_path / text_encoders.CLIP_WEIGHTS.name, network)
     encoder = open_text_encoder(f"clip:{tmp_path}")
     assert encoder.name == f"clip:{tmp_path}"
     identity = sorted(encoder._identity().items())
@@ -90,7 +90,7 @@ def test_a_folder_of_files_is_read(tmp_path, vocabulary, two_layers):
 @free
 def test_texts_become_byte_pairs(tmp_path, vocabulary, monkeypatch):
     monkeypatch.setattr("keras_cv.models.stable_diffusion.TextEncoder", tiny_network)
-    write_keras_2(tmp_path / clip.WEIGHTS.name, tiny_network(77, 520, False))
+    write_keras_2(tmp_path / text_encoders.CLIP_WEIGHTS.name, tiny_network(77, 520, False))
     tokenize = open_text_encoder(f"clip:{tmp_path}")._tokenize
     at, cat, do, dog = 512, 513, 514, 515
     start, end = 518, 519
@@ -104,10 +104,10 @@ def test_texts_become_byte_pairs(tmp_path, vocabulary, monkeypatch):
 @free
 def test_the_fingerprint_is_of_vocabulary_and_weights(tmp_path, vocabulary, monkeypatch):
     monkeypatch.setattr("keras_cv.models.stable_diffusion.TextEncoder", tiny_network)
-    write_keras_2(tmp_path / clip.WEIGHTS.name, tiny_network(77, 520, False))
+    write_keras_2(tmp_path / text_encoders.CLIP_WEIGHTS.name, tiny_network(77, 520, False))
     first = open_text_encoder(f"clip:{tmp_path}").fingerprint()
     assert open_text_encoder(f"clip:{tmp_path}").fingerprint() == first
-    with h5py.File(tmp_path / clip.WEIGHTS.name, "a") as file:
+    with h5py.File(tmp_path / text_encoders.CLIP_WEIGHTS.name, "a") as file:
         file["layer 0/weight 0"][3, 2] = 7
     second = open_text_encoder(f"clip:{tmp_path}").fingerprint()
     vocabulary.write_bytes(gzip.compress(gzip.decompress(vocabulary.read_bytes()) + b"x"))
@@ -115,10 +115,10 @@ def test_the_fingerprint_is_of_vocabulary_and_weights(tmp_path, vocabulary, monk
 
 
 @free
-@pytest.mark.parametrize("damaged", [clip.WEIGHTS, clip.VOCABULARY])
+@pytest.mark.parametrize("damaged", [text_encoders.CLIP_WEIGHTS, text_encoders.CLIP_VOCABULARY])
 def test_damaged_and_missing_files_are_named(tmp_path, vocabulary, monkeypatch, damaged):
     monkeypatch.setattr("keras_cv.models.stable_diffusion.TextEncoder", tiny_network)
-    write_keras_2(tmp_path / clip.WEIGHTS.name, tiny_network(77, 520, False))
+    write_keras_2(tmp_path / text_encoders.CLIP_WEIGHTS.name, tiny_network(77, 520, False))
     path = tmp_path / damaged.name
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=rf"{damaged.url}.*{damaged.name}"):
@@ -131,7 +131,7 @@ def test_damaged_and_missing_files_are_named(tmp_path, vocabulary, monkeypatch, 
 @free
 def test_weights_of_another_vocabulary_are_refused(tmp_path, vocabulary, monkeypatch):
     monkeypatch.setattr("keras_cv.models.stable_diffusion.TextEncoder", tiny_network)
-    write_keras_2(tmp_path / clip.WEIGHTS.name, tiny_network(77, 521, False))
+    write_keras_2(tmp_path / text_encoders.CLIP_WEIGHTS.name, tiny_network(77, 521, False))
     with pytest.raises(ValueError, match="a row for each token of the vocabulary"):
         open_text_encoder(f"clip:{tmp_path}")
 
@@ -139,8 +139,10 @@ def test_weights_of_another_vocabulary_are_refused(tmp_path, vocabulary, monkeyp
 @free
 def test_without_a_connection_the_message_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_CDIFF_CACHE", str(tmp_path))
-    unreachable = clip.VOCABULARY._replace(url="http://127.0.0.1:9/bpe_simple_vocab_16e6.txt.gz")
-    monkeypatch.setattr(clip, "VOCABULARY", unreachable)
+    unreachable = text_encoders.CLIP_VOCABULARY._replace(
+        url="http://127.0.0.1:9/bpe_simple_vocab_16e6.txt.gz"
+    )
+    monkeypatch.setattr(text_encoders, "CLIP_VOCABULARY", unreachable)
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(ValueError, match=r"could not be downloaded.*on another machine"):
         open_text_encoder("clip")
@@ -157,8 +159,8 @@ def test_without_keras_cv_the_message_says_what_to_install(monkeypatch):
 
 @free
 def test_published_files():
-    assert clip.WEIGHTS.name == "kcv_encoder.h5"
-    assert clip.VOCABULARY.name == "bpe_simple_vocab_16e6.txt.gz"
-    for remote in (clip.WEIGHTS, clip.VOCABULARY):
+    assert text_encoders.CLIP_WEIGHTS.name == "kcv_encoder.h5"
+    assert text_encoders.CLIP_VOCABULARY.name == "bpe_simple_vocab_16e6.txt.gz"
+    for remote in (text_encoders.CLIP_WEIGHTS, text_encoders.CLIP_VOCABULARY):
         assert remote.url.startswith("https://")
         assert len(bytes.fromhex(remote.sha256)) == 32

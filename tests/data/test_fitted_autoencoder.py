@@ -8,9 +8,9 @@ import pytest
 
 from keras_cdiff.autoencoders import Autoencoder, kl_networks, open_autoencoder
 from keras_cdiff.common.files import FolderLock, file_digest
-from keras_cdiff.data import ArraySource, fitted_autoencoder
-from keras_cdiff.data.latent_store import IN_USE, make_request, note
-from keras_cdiff.data.latent_writer import check_store
+from keras_cdiff.common.store import write_json
+from keras_cdiff.data import ArraySource, latent_writer
+from keras_cdiff.data.latent_writer import IN_USE, _request, check_store
 
 pytestmark = pytest.mark.backend_free
 
@@ -30,7 +30,7 @@ def fits(monkeypatch):
         assert next(iter(images))["image"].shape == (3, 8, 8, 3)
         return Autoencoder(*networks(seed), 0.5, "kl")
 
-    monkeypatch.setattr(fitted_autoencoder, "fit_autoencoder", fit)
+    monkeypatch.setattr(latent_writer, "fit_autoencoder", fit)
     return seeds
 
 
@@ -41,9 +41,7 @@ def pictures(seed=0):
 
 def fitted(folder, source=None, image_size=8, **options):
     options = {"steps": 5, "seed": 1, "shard_size": 4, **options}
-    return fitted_autoencoder.fitted_autoencoder(
-        source or pictures(), image_size, folder, **options
-    )
+    return latent_writer.fitted_autoencoder(source or pictures(), image_size, folder, **options)
 
 
 def test_it_is_fitted_once(fits, tmp_path):
@@ -97,8 +95,8 @@ def test_an_interrupted_fit_begins_anew(fits, tmp_path, monkeypatch):
 
 def test_nothing_is_fitted_for_a_folder_of_others(fits, tmp_path):
     other = Autoencoder(*kl_networks(2, 2, 16), 0.5, "stable_diffusion:random")
-    request = make_request(pictures(), other, 8, True, 4)
-    note(tmp_path / "progress.json", {**request, "shards": []})
+    request = _request(pictures(), 8, True, 4, other)
+    write_json(tmp_path / "progress.json", {**request, "shards": []})
     with pytest.raises(ValueError, match=r"another request: choose another folder.*autoencoder="):
         fitted(tmp_path)
     with pytest.raises(ValueError, match=r"another request: choose another folder.*shard_size=5"):
@@ -115,11 +113,11 @@ def test_the_copy_in_a_store_is_checked(fits, tmp_path):
     autoencoder = fitted(tmp_path)
     moments = np.zeros((3, 1, 4, 4, 4), "<f2")
     np.save(tmp_path / "moments-00000.npy", moments)
-    request = make_request(pictures(), autoencoder, 8, False, 4)
+    request = _request(pictures(), 8, False, 4, autoencoder)
     digest = file_digest(tmp_path / "moments-00000.npy")
     shards = [{"file": "moments-00000.npy", "count": 3, "sha256": digest}]
     parts = {"shards": shards, "labels": None, "captions": None}
-    note(tmp_path / "index.json", {**request, **parts})
+    write_json(tmp_path / "index.json", {**request, **parts})
     assert check_store(tmp_path) == {"images": 3, "embeddings": 0, "autoencoders": 1}
     other = open_autoencoder(autoencoder.name)
     other.encoder.weights[0].assign(other.encoder.weights[0] + 1)

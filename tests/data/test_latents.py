@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from keras_cdiff.data import ArraySource, open_source, prepare_image
-from keras_cdiff.data.latent_store import check_begun, count_encoded
-from keras_cdiff.data.latent_writer import check_store, encode_source
+from keras_cdiff.data.latent_writer import (
+    check_begun,
+    check_store,
+    count_encoded,
+    encode_source,
+)
 from keras_cdiff.data.latents import LatentSource, draw_latent
 
 pytestmark = pytest.mark.backend_free
@@ -147,10 +151,10 @@ def test_latents_are_drawn_from_the_moments(store):
         rng = np.random.default_rng(0)
         draws = np.stack([draw_latent(moments, rng, mirror) for _ in range(4000)])
         assert draws.dtype == np.float32
-        mean, deviation = np.split(moments[int(mirror)].astype(np.float64), 2, axis=-1)
-        error = deviation / np.sqrt(4000)
+        mean, std = np.split(moments[int(mirror)].astype(np.float64), 2, axis=-1)
+        error = std / np.sqrt(4000)
         assert (np.abs(draws.mean(axis=0) - mean) < 5 * error).all()
-        assert np.allclose(draws.std(axis=0), deviation, rtol=5 / np.sqrt(2 * 4000))
+        assert np.allclose(draws.std(axis=0), std, rtol=5 / np.sqrt(2 * 4000))
     with pytest.raises(ValueError, match="mirrored=True"):
         draw_latent(moments[:1], rng, mirror=True)
 
@@ -298,12 +302,12 @@ def test_a_damaged_store_is_not_opened(store, file, damage):
 def test_a_large_store_is_verified_when_asked(store, monkeypatch):
     monkeypatch.setattr("keras_cdiff.data.latents._CHECKED_AT_OPENING", 1)
     path = store / "moments-00002.npy"
-    LatentSource(store).verify()
+    LatentSource(store, read_all=True)
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     latents = LatentSource(store)
     with pytest.raises(ValueError, match=r"damaged.*moments-00002\.npy"):
-        latents.verify()
+        LatentSource(store, read_all=True)
     path.write_bytes(data[:-1])
     assert latents[9]["moments"].shape == (2, 4, 4, 8)
     with pytest.raises(ValueError, match=r"cut off.*moments-00002\.npy"):
@@ -344,7 +348,9 @@ def test_what_a_store_was_begun_for_must_be_readable(tmp_path, finished, damage)
     assert damage(path.read_bytes()) != path.read_bytes()
     path.write_bytes(damage(path.read_bytes()))
     for read in (count_encoded, encode):
-        with pytest.raises(ValueError, match=rf"folder of latents is damaged.*{path.name}"):
+        with pytest.raises(
+            ValueError, match=rf"latents are damaged.*Received: folder=.*{path.name}"
+        ):
             read(tmp_path)
 
 
@@ -366,7 +372,7 @@ def test_what_the_system_refuses_is_no_damage(store, monkeypatch, file):
 def test_all_that_a_store_holds_is_checked_once(tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(
-        "keras_cdiff.data.latents.file_digest",
+        "keras_cdiff.common.store.file_digest",
         lambda path: names.append(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     monkeypatch.setattr("keras_cdiff.data.latents._CHECKED_AT_OPENING", 1)
@@ -472,7 +478,7 @@ def test_moments_that_float16_cannot_hold_name_the_image(tmp_path, monkeypatch, 
     encode(tmp_path)
 
 
-def test_tiny_deviations_become_zero(tmp_path, monkeypatch):
+def test_tiny_stds_become_zero(tmp_path, monkeypatch):
     plain = Averages.moments
 
     def moments(self, images):

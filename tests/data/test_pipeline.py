@@ -43,12 +43,12 @@ class Examples(list):
         return np.array([example["label"] for example in self])
 
 
-def latents(length=10, deviation=0.0, views=2):
+def latents(length=10, std=0.0, views=2):
     """The latent of image n is n, that of the mirrored image 100 + n; its label is n."""
     moments = np.zeros((length, views, 4, 4, 2 * 5), np.float16)
     moments[..., :5] = np.arange(length)[:, None, None, None, None]
     moments[:, 1:, ..., :5] += 100
-    moments[..., 5:] = deviation
+    moments[..., 5:] = std
     return Examples({"moments": m, "label": np.int32(n)} for n, m in enumerate(moments))
 
 
@@ -285,9 +285,9 @@ def test_order_and_flips_are_those_of_the_first_release(shuffle):
 # Latents
 
 
-def test_a_latent_is_its_mean_plus_its_deviation_times_noise_drawn_anew():
+def test_a_latent_is_its_mean_plus_its_std_times_noise_drawn_anew():
     draws = {n: [] for n in range(10)}
-    for batch in latent_batches(latents(deviation=0.5), 60):
+    for batch in latent_batches(latents(std=0.5), 60):
         assert batch["image"].shape == (5, 4, 4, 5)
         assert batch["image"].dtype == np.float32
         for latent, label in zip(batch["image"], batch["label"].tolist(), strict=True):
@@ -299,7 +299,7 @@ def test_a_latent_is_its_mean_plus_its_deviation_times_noise_drawn_anew():
     assert len(np.unique(noise[..., 0, 0, 0])) == 300
 
 
-def test_latents_without_deviation_are_their_means_in_the_order_of_images():
+def test_latents_without_std_are_their_means_in_the_order_of_images():
     seen = latent_batches(latents(), 6, seed=3)
     for batch in seen:
         assert (batch["image"] == batch["label"][:, None, None, None]).all()
@@ -321,11 +321,11 @@ def test_a_flip_takes_the_latent_of_the_mirrored_image():
 @pytest.mark.parametrize("start_step", [1, 5])
 def test_latents_of_a_batch_depend_on_its_number_alone(start_step):
     options = {"horizontal_flip": True, "seed": 5}
-    whole = latent_batches(latents(deviation=1.0), 7, **options)
-    rest = latent_batches(latents(deviation=1.0), 7 - start_step, start_step=start_step, **options)
+    whole = latent_batches(latents(std=1.0), 7, **options)
+    rest = latent_batches(latents(std=1.0), 7 - start_step, start_step=start_step, **options)
     for batch, expected in zip(rest, whole[start_step:], strict=True):
         assert np.array_equal(batch["image"], expected["image"])
-    other = latent_batches(latents(deviation=1.0), 7, **{**options, "seed": 6})
+    other = latent_batches(latents(std=1.0), 7, **{**options, "seed": 6})
     assert not np.array_equal(other[0]["image"], whole[0]["image"])
 
 
@@ -352,12 +352,12 @@ def test_latents_read_as_images_are_refused():
 
 
 def test_read_images_draws_each_latent_once_and_the_same_each_time():
-    read, labels = read_images(latents(deviation=0.5), 4, 5)
-    again, _ = read_images(latents(deviation=0.5), 4, 5)
+    read, labels = read_images(latents(std=0.5), 4, 5)
+    again, _ = read_images(latents(std=0.5), 4, 5)
     assert read.shape == (10, 4, 4, 5)
     assert read.dtype == np.float32
     assert np.array_equal(read, again)
-    some, some_labels = read_images(latents(deviation=0.5), 4, 5, num_images=4)
+    some, some_labels = read_images(latents(std=0.5), 4, 5, num_images=4)
     assert some_labels.tolist() == [0, 3, 6, 9]
     assert np.array_equal(some, read[some_labels])  # seeded by place, not by row
     noise = (read - labels[:, None, None, None]) / 0.5
@@ -400,8 +400,8 @@ def test_one_of_the_contexts_is_taken_at_random(kind):
 
 
 def test_contexts_change_neither_order_nor_images_nor_draws():
-    plain = latent_batches(latents(deviation=1.0), 5, horizontal_flip=True)
-    source = with_contexts(latents(deviation=1.0))
+    plain = latent_batches(latents(std=1.0), 5, horizontal_flip=True)
+    source = with_contexts(latents(std=1.0))
     for batch, expected in zip(latent_batches(source, 5, horizontal_flip=True), plain, strict=True):
         assert np.array_equal(batch["image"], expected["image"])
         assert np.array_equal(batch["label"], expected["label"])
@@ -420,7 +420,7 @@ def test_an_example_without_captions_has_the_null_text():
 @pytest.mark.parametrize("count", [2, 3])
 def test_shards_are_the_rows_of_each_batch(count):
     """With flips, drawn latents and a start in the middle, over the end of an epoch."""
-    source = latents(deviation=0.5)
+    source = latents(std=0.5)
     options = {"batch_size": 6, "channels": 5, "horizontal_flip": True, "seed": 3, "start_step": 2}
     whole = list(itertools.islice(make_dataset(source, 4, **options), 4))
     parts = [

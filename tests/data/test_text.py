@@ -8,9 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_cdiff.data.contexts import open_text_encoder
-from keras_cdiff.data.minilm import open_minilm
 from keras_cdiff.data.text import TextEncoder
+from keras_cdiff.data.text_encoders import open_minilm, open_text_encoder
 
 free = pytest.mark.backend_free  # no network runs
 
