@@ -1,5 +1,5 @@
-"""Augmentation of training images whose parameters the network is told, so that its samples show
-none of it.
+"""Augmentation of training images. The network is conditioned on its parameters, so that samples
+show none of it.
 """
 
 import functools
@@ -36,8 +36,8 @@ class Augmentation:
     """Random flips, scaling, rotation, anisotropic scaling and translation of square images.
 
     Each transformation is applied to an image with its own probability, min(1, multiplier
-    probability). The network is told the parameters, nine numbers an image that are all zero for an
-    image as it is, and asked for zeros in sampling: so the augmentation does not leak into samples.
+    probability). The network is conditioned on the parameters, nine numbers an image that are all
+    zero for an image as it is, and sampling uses zeros: the augmentation does not leak into samples.
     Geometric transformations resample the reflected image bilinearly at twice its resolution,
     between the two halves of a wavelet filter.
 
@@ -238,8 +238,8 @@ def check_augmentation(augmentation: Augmentation | None, backbone: keras.Model)
     features = getattr(backbone, "augment_features", 0)
     if features != augmentation.num_parameters:
         raise ValueError(
-            "An augmentation that the network is not told of would show in its samples: build the "
-            f"backbone with augment_features={augmentation.num_parameters}, or leave the "
+            "An augmentation on which the network is not conditioned would show in its samples: build "
+            f"the backbone with augment_features={augmentation.num_parameters}, or leave the "
             f"augmentation out. Received: backbone={type(backbone).__name__} with "
             f"augment_features={features}"
         )

@@ -59,7 +59,7 @@ class DiT(keras.Model):
 
     Call arguments:
         x: (B, H, W, C) noisy images, float.
-        level: (B,) what the network is told of the noise level: a timestep, whole or fractional, or
+        level: (B,) the network's input for the noise level: a timestep, whole or fractional, or
             c_noise.
         label: (B,) int class labels; `num_classes` is the null label, and None stands for it. A
             label beyond it cannot be detected inside a compiled step.
@@ -200,7 +200,7 @@ class DiT(keras.Model):
         check_inputs(self, x, level, label, context)
         if augment is not None:
             raise ValueError(
-                "A DiT is told of no augmentation: leave `augment` out. "
+                "A DiT is not conditioned on augmentation: leave `augment` out. "
                 f"Received: augment.shape={tuple(augment.shape)}"
             )
         tokens = self.embed_patches(x)

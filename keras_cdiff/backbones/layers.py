@@ -38,7 +38,7 @@ def level_angles(level: Tensor, count: int, endpoint: bool = False) -> Tensor:
     """Returns the angles level w_i of sinusoids with w_i from 1 down to 1 / 10000, (B, count).
 
     Args:
-        level: (B,), what the network is told of the noise level.
+        level: (B,), the network's input for the noise level.
         count: number of frequencies w_i = 10000^(-i / n).
         endpoint: whether the last is 1 / 10000 itself (n = count - 1), or would be the next one
             (n = count).

@@ -58,7 +58,7 @@ class SongUNet(UNet):
 
     Call arguments:
         x: (B, H, W, C) noisy images, float.
-        level: (B,) what the network is told of the noise level, c_noise.
+        level: (B,) the network's input for the noise level, c_noise.
         label: (B,) int class labels; `num_classes` is the null label, and None stands for it. Any
             other number counts as the null label too: it cannot be refused in a compiled step.
         context: must be None.

@@ -83,7 +83,8 @@ class GroupNorm(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_cdiff")
 class UNetBlock(keras.layers.Layer):
-    """A residual block, told of the noise level, that may resample by two and attend to all pixels.
+    """A residual block conditioned on the noise level, which may resample by two and attend to all
+    pixels.
 
         h = conv(resample(silu(norm(x)))),  h = conv(dropout(silu(modulated norm(h))))
         y = scale (h + skip(x)),  then y = scale (y + attention(norm(y)))
@@ -205,8 +206,8 @@ class UNetBlock(keras.layers.Layer):
         seed_generator: keras.random.SeedGenerator | None = None,
         training: bool = False,
     ) -> Tensor:
-        """Maps images (B, H, W, C), told of the noise level by the embedding (B, D) float32, to
-        images; `seed_generator` draws the dropout.
+        """Maps images (B, H, W, C) and the noise level's embedding (B, D) float32 to images;
+        `seed_generator` draws the dropout.
         """
         h = self.conv_in(self._resampled(ops.silu(self.norm_in(x))))
         modulation = self.modulation(embedding)

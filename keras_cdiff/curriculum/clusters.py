@@ -27,7 +27,7 @@ class Clusters:
     """A partition of the noise range: cluster i is [edges[i - 1], edges[i]), i = 1..N.
 
     Args:
-        edges: the N + 1 edges e_0 < ... < e_N in the schedule's native coordinate (whole numbers
+        edges: the N + 1 edges e_0 < ... < e_N in the schedule's native coordinate (integers
             for timesteps). The first may be minus infinity, the last infinity. Kept as a read-only
             float64 array.
         name: how the partition came about.
@@ -113,7 +113,7 @@ class Clusters:
             )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the clusters to a JSON file, with edges, name and coordinate, whole or not at all.
+        """Writes the clusters to a JSON file, with edges, name and coordinate, atomically.
 
         Raises:
             OSError: if the file cannot be written.

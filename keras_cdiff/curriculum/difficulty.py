@@ -39,11 +39,11 @@ def difficulty_clusters(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    given, levels = np.asarray(levels), np.asarray(levels, dtype=np.float64)
+    passed, levels = np.asarray(levels), np.asarray(levels, dtype=np.float64)
     difficulty = np.asarray(difficulty, dtype=np.float64)
     _check(levels, difficulty)
     num_timesteps = getattr(schedule, "num_timesteps", None)
-    if num_timesteps or (schedule is None and given.dtype.kind in "iu"):
+    if num_timesteps or (schedule is None and passed.dtype.kind in "iu"):
         return _of_timesteps(levels, difficulty, num_clusters, num_timesteps)
     num_clusters = check_num_clusters(num_clusters, None)
     if schedule is None:

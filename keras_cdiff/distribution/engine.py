@@ -67,8 +67,8 @@ class Engine:
             return ""
         count = self.processes.count
         words = f", {self.num_devices} devices of {count} process{'es' if count > 1 else ''}"
-        together = self.num_devices // self.num_replicas
-        return words if together == 1 else f"{words}, {together} for a copy of the model"
+        per_copy = self.num_devices // self.num_replicas
+        return words if per_copy == 1 else f"{words}, {per_copy} for a copy of the model"
 
     @property
     def num_devices(self) -> int:

@@ -1,4 +1,4 @@
-"""A model and what is asked for as neutral files, from which a process with TensorFlow exports."""
+"""A model and a request as neutral files, from which a process with TensorFlow exports."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ def write_bundle(
         model: the model; only the network that is exported is taken along.
         sampler: the sampler.
         guidance: the guidance.
-        request: what else `export_sampler` was asked for, as plain data.
+        request: the other arguments of `export_sampler`, as plain data.
         autoencoder: what decodes samples that are latents, or None. One that is published is opened
             by its name, others are taken along.
         folder: the folder to make.
@@ -57,7 +57,7 @@ def write_bundle(
 def read_bundle(
     folder: Path,
 ) -> tuple[DiffusionModel, Sampler, Guidance, dict, Autoencoder | None]:
-    """Returns what was given to `write_bundle`; the model's network has the weights to export."""
+    """Returns what `write_bundle` wrote; the model's network has the weights to export."""
     content = json.loads((folder / "bundle.json").read_text())
     for module in content["modules"]:  # they register their classes
         importlib.import_module(module)

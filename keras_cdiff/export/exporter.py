@@ -68,11 +68,11 @@ def export_sampler(
     _check_format(model, format, jit_compile, autoencoder)
     sampler, guidance = _sampler(model, sampler, num_steps), Guidance.of(guidance)
     # Requests bring a scale of their own, where the model can be guided at all.
-    asked = guidance
+    strongest = guidance
     if model.network_inputs.can_be_guided:
-        asked = Guidance(2.0, guidance.channels, guidance.interval)
+        strongest = Guidance(2.0, guidance.channels, guidance.interval)
     context = bool(model.network_inputs.context_width)
-    check_options(model, sampler, asked, label=model.num_classes > 0, context=context)
+    check_options(model, sampler, strongest, label=model.num_classes > 0, context=context)
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within fit() on JAX the weights are not on the model
     averages = model.averages() if use_ema else []
@@ -155,7 +155,7 @@ def _sampler(
     config = sampler.get_config()
     if "num_steps" not in config or not isinstance(config.get("spacing"), str | None):
         raise ValueError(
-            "The steps of this sampler are its own, such as levels that were given as `spacing`: "
+            "The steps of this sampler are its own, such as levels passed as `spacing`: "
             f"leave `num_steps` out. Received: num_steps={num_steps}, sampler={sampler!r}"
         )
     return type(sampler).from_config({**config, "num_steps": num_steps})

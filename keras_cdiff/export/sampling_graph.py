@@ -54,19 +54,19 @@ class SamplingGraph(tf.Module):
         self._initial_scale = sampler.initial_scale(model.schedule)
 
         inputs = self.inputs()["denoise"]
-        asked = [name for name in ("x", "level", *_CONDITIONS) if name in inputs]
+        used = [name for name in ("x", "level", *_CONDITIONS) if name in inputs]
 
-        def ask(x: tf.Tensor, level: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
-            condition = dict(zip(asked[2:], conditions, strict=True))
+        def call_network(x: tf.Tensor, level: tf.Tensor, *conditions: tf.Tensor) -> tf.Tensor:
+            condition = dict(zip(used[2:], conditions, strict=True))
             coefficients = model.process.coefficients(level)
             return model.process.predict(network, x, coefficients, condition)
 
-        # One function, called wherever the graphs ask: inlined, a network of many layers takes
+        # One function, called wherever the graphs need it: inlined, a network of many layers takes
         # TensorFlow several times as long to optimise and to start.
         attributes = None if plain or jit_compile else {"_noinline": True}
-        self._parts.ask = tf.function(
-            ask,
-            input_signature=[inputs[name] for name in asked],
+        self._parts.call_network = tf.function(
+            call_network,
+            input_signature=[inputs[name] for name in used],
             autograph=False,
             jit_compile=jit_compile or None,
             experimental_attributes=attributes,
@@ -160,7 +160,7 @@ class SamplingGraph(tf.Module):
         noise: tf.Tensor,
         **condition: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        """Makes images of the noise given."""
+        """Makes images of noise."""
         (noise,), condition = self._checked("sample_from_noise", noise, **condition)
 
         def draw(number: tf.Tensor | int) -> tf.Tensor:
@@ -186,12 +186,12 @@ class SamplingGraph(tf.Module):
         """
         specs = self.inputs()[task]
         names = list(specs)[: len(inputs)]
-        given = dict(zip(names, inputs, strict=True)) | condition
+        values = dict(zip(names, inputs, strict=True)) | condition
         if not self._plain:
-            ordered = [given[name] for name in specs]
+            ordered = [values[name] for name in specs]
             ordered = checked(list(specs.values()), ordered, ranges(self._parts.model))
-            given = dict(zip(specs, ordered, strict=True))
-        return [given.pop(name) for name in names], given
+            values = dict(zip(specs, ordered, strict=True))
+        return [values.pop(name) for name in names], values
 
     def _finite(self, answer: tf.Tensor) -> tf.Tensor:
         return answer if self._plain else finite(answer)
@@ -233,7 +233,7 @@ class SamplingGraph(tf.Module):
         model = self._parts.model
         coefficients = model.process.coefficients(level)
         if not condition:
-            return model.process.estimate(x, self._parts.ask(x, level), coefficients)
+            return model.process.estimate(x, self._parts.call_network(x, level), coefficients)
         scale = tf.where(self._parts.guidance.covers(level), condition["guidance"], 1.0)
         # Without guidance the rows under the null condition are left out, and the others stand in.
         count = tf.shape(x)[0]
@@ -241,11 +241,11 @@ class SamplingGraph(tf.Module):
         twice = [tf.concat([x, x], 0), tf.concat([level, level], 0)]
         for name in _CONDITIONS:
             if name in condition:
-                given = condition[name]
+                values = condition[name]
                 null = model.num_classes if name == "label" else 0
-                null = tf.zeros_like(given) + tf.cast(null, given.dtype)
-                twice.append(tf.concat([given, null], 0))
-        output = self._parts.ask(*(inputs[:rows] for inputs in twice))
+                null = tf.zeros_like(values) + tf.cast(null, values.dtype)
+                twice.append(tf.concat([values, null], 0))
+        output = self._parts.call_network(*(inputs[:rows] for inputs in twice))
         output = guide(
             output[:count],
             output[rows - count :],

@@ -34,7 +34,7 @@ def write_export(
         model: the model, on the TensorFlow backend.
         sampler: how noise becomes images.
         guidance: levels and channels that are guided, and the recommended scale.
-        request: what else `export_sampler` was asked for, as plain data.
+        request: the other arguments of `export_sampler`, as plain data.
         autoencoder: what decodes samples that are latents, or None.
         path: the folder.
     """

@@ -54,7 +54,7 @@ class DiffusionModel(TrainStep, keras.Model):
             the first is `ema_backbone`; None keeps none.
         seed: seed of all noise, >= 0.
         augmentation: what is done to images in training, or None; the backbone must have been built
-            with augment_features=9 to be told of it.
+            with augment_features=9 to be conditioned on it.
 
     Attributes:
         noise_interval: weight (2,), the levels [low, high) that training draws, in the native
@@ -326,7 +326,7 @@ class DiffusionModel(TrainStep, keras.Model):
         return list(zip(decays, (self.ema_backbone, *self.further_averages), strict=True))
 
     def network(self, use_ema: bool) -> keras.Model:
-        """Returns the first average, if it is asked for and there is one, else the backbone."""
+        """Returns the first average, if it is wanted and there is one, else the backbone."""
         return self.ema_backbone if use_ema and self.ema_backbone is not None else self.backbone
 
     def estimate(

@@ -1,7 +1,7 @@
 """Preconditionings: parameterizations of the networks of EDM and of the models that it unites.
 
-With s = sigma / alpha they are given for x = x_t / alpha, whose noise has the deviation s: on any
-schedule, c_skip and c_in are those of x divided by alpha.
+With s = sigma / alpha they are those of x = x_t / alpha, whose noise has the standard deviation s:
+on any schedule, c_skip and c_in are those of x divided by alpha.
 """
 
 import abc
@@ -96,7 +96,7 @@ class _NoisePreconditioning(Parameterization):
 
 @keras.saving.register_keras_serializable("keras_cdiff")
 class VPPreconditioning(_NoisePreconditioning):
-    """The VP process' network, which predicts the noise and is told a time.
+    """The VP process' network, which predicts the noise and takes a time.
 
     With s = sigma / alpha, for x = x_t / alpha: c_skip = 1, c_out = -s, c_in = 1 / sqrt(s^2 + 1),
     c_noise = (M - 1) t(s), t(s) = (sqrt(beta_min^2 + 2 beta_d ln(1 + s^2)) - beta_min) / beta_d.
@@ -155,7 +155,7 @@ class VEPreconditioning(_NoisePreconditioning):
 
 @keras.saving.register_keras_serializable("keras_cdiff")
 class IDDPMPreconditioning(_NoisePreconditioning):
-    """Improved DDPM's network: it predicts the noise, is told a timestep, and has a second set of
+    """Improved DDPM's network: it predicts the noise, takes a timestep, and has a second set of
     output channels (for its variance), which is left unused.
 
     With s = sigma / alpha, for x = x_t / alpha: c_skip = 1, c_out = -s, c_in = 1 / sqrt(s^2 + 1),

@@ -14,7 +14,7 @@ class EDM(Schedule):
     """The schedule of EDM: alpha = 1 and the noise level is sigma itself.
 
     Args:
-        sigma_min: lowest noise level that a sampler asks for, > 0.
+        sigma_min: lowest noise level that a sampler visits, > 0.
         sigma_max: highest noise level, where a sampler starts, > sigma_min.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
@@ -149,7 +149,7 @@ class VE(Schedule):
     variance.
 
     Args:
-        sigma_min: lowest sigma that a sampler asks for, > 0.
+        sigma_min: lowest sigma that a sampler visits, > 0.
         sigma_max: highest sigma, where a sampler starts, > sigma_min.
 
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
@@ -200,8 +200,8 @@ class RectifiedFlow(Schedule):
     """The straight path from image to noise: alpha = 1 - t, sigma = t, with the velocity v = eps -
     x_0.
 
-    Levels outside [0, 1] count as the nearer end. The network is told 1000 t, so that its sinusoids
-    tell times apart as they do timesteps; the official SiT is told t, and counts it from the noise.
+    Levels outside [0, 1] count as the nearer end. The network takes 1000 t, so that its sinusoids
+    tell times apart as they do timesteps; the official SiT takes t, and counts it from the noise.
 
     Source: Liu et al., "Flow Straight and Fast", 2023; Ma et al., "SiT: Exploring Flow and
         Diffusion-based Generative Models with Scalable Interpolant Transformers", 2024, table 1

@@ -64,7 +64,7 @@ class Schedule(abc.ABC):
         return 2.0 * (ops.log(self.alpha(level)) - ops.log(self.sigma(level)))
 
     def network_level(self, level: object) -> keras.KerasTensor:
-        """Returns what a network without preconditioning of its own is told about `level`."""
+        """Returns what a network without preconditioning of its own takes for `level`."""
         return ops.cast(level, "float32")
 
     def input_scale(self, level: object) -> keras.KerasTensor:

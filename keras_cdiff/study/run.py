@@ -203,5 +203,5 @@ def _conditions(
     minutes = {part: seconds / 60 for part, seconds in study.seconds().items()}
     own, whose = minutes.pop("reference", None), ""
     if study.evaluator is not None:
-        whose = f", the reference model {own:.0f} min" if own else "; the reference was given"
+        whose = f", the reference model {own:.0f} min" if own else "; the reference was there"
     return [*sentences, f"The experts took {sum(minutes.values()):.0f} min in all{whose}."]

@@ -117,7 +117,7 @@ def make_pacing(staging: dict) -> FixedPacing | PatiencePacing:
 
 
 def make_clusters(model: dict, staging: dict) -> Clusters:
-    """Returns the clusters of noise levels that a configuration's curriculum asks for.
+    """Returns the clusters of noise levels of a configuration's curriculum.
 
     Args:
         model: the configuration's model, with its schedule and objective.

@@ -16,17 +16,17 @@ from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.interruption import EXIT_INTERRUPTED, Interruption
 from keras_cdiff.training.model_state import complete, restore, snapshot
 
-_STEPS_BETWEEN_QUESTIONS = 10
+_STEPS_BETWEEN_EXCHANGES = 10
 
 
 class Interrupted(Exception):  # noqa: N818 (nothing has gone wrong)
-    """A training was asked to end, and has left a checkpoint."""
+    """A signal has ended a training, which has left a checkpoint."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class CheckpointCallback(StepCallback):
-    """Saves a checkpoint every some steps, at the end, and where training is asked to end.
+    """Saves a checkpoint every some steps, at the end, and where a signal ends training.
 
     Put it last: a checkpoint at the end of an epoch is taken when the other callbacks have seen
     that end, so that a training that goes on from there has nothing to repeat. `fit` begins with
@@ -40,7 +40,7 @@ class CheckpointCallback(StepCallback):
         interruption: tells whether training shall end, by the exception `Interrupted`; None if that
             is nobody's wish.
         processes: the processes that train together, of which the first writes, and which end at
-            the same step if one of them is asked to; None for this one alone.
+            the same step if one of them gets a signal; None for this one alone.
 
     Attributes:
         writer: the `BackgroundWriter`, to be closed if `fit` raises.
@@ -98,9 +98,9 @@ class CheckpointCallback(StepCallback):
         self.writer.check()
         # The last batch of an epoch is for `on_epoch_end`.
         if batch + 1 != self.params.get("steps") and not self.model.stop_training:
-            # To ask each other takes time; a single process knows at once.
-            asked = self.processes.count == 1 or self.step % _STEPS_BETWEEN_QUESTIONS == 0
-            self._save_if_due(logs, asked)
+            # An exchange takes time; a single process knows at once.
+            exchanged = self.processes.count == 1 or self.step % _STEPS_BETWEEN_EXCHANGES == 0
+            self._save_if_due(logs, exchanged)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._save_if_due(logs, True)
@@ -110,9 +110,9 @@ class CheckpointCallback(StepCallback):
             self._save()
         on_rank0(self.processes, self.writer.wait)
 
-    def _save_if_due(self, logs: dict, asked: bool) -> None:
+    def _save_if_due(self, logs: dict, exchanged: bool) -> None:
         ending = self.interruption is not None and self.interruption.requested
-        ending = asked and self.processes.any(ending)
+        ending = exchanged and self.processes.any(ending)
         due = self.step // self.every > self._saved // self.every
         # Steps that are skipped must not displace checkpoints of better times.
         due = due and math.isfinite(float(logs["batch_loss"]))

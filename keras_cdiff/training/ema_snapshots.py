@@ -92,7 +92,7 @@ class EMASnapshots(StepCallback):
 
 
 class StoredSnapshot:
-    """A snapshot on disk, whose weights are read each time they are asked for.
+    """A snapshot on disk, whose weights are read at each use.
 
     Args:
         path: a file that `EMASnapshots` wrote.

@@ -268,7 +268,7 @@ def cut_jsonl(path: str | os.PathLike, step: int) -> None:
     a killed process leaves it, goes too unless it is a whole record. A missing file is left so.
 
     Args:
-        path: a file of JSON lines, each an object with a whole number "step".
+        path: a file of JSON lines, each an object with an integer "step".
         step: the last training step to keep, 0 or above.
 
     Raises:
@@ -313,5 +313,5 @@ def _step_of(line: bytes) -> int:
         raise ValueError("it is nested too deeply") from error
     step = record.get("step") if isinstance(record, dict) else None
     if isinstance(step, bool) or not isinstance(step, int):
-        raise ValueError('it is no object with a whole number "step"')
+        raise ValueError('it is no object with an integer "step"')
     return step

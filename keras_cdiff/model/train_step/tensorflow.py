@@ -50,7 +50,7 @@ class TrainStep:
         return logs
 
     def _of_replica(self) -> Callable[[dict, Tensor | None], tuple]:
-        """Returns `_gradients`, compiled for the replica that asks if the model is compiled by XLA:
+        """Returns `_gradients`, compiled for the calling replica if the model is compiled by XLA:
         its variables are part of what is compiled.
         """
         index = replica().index
