@@ -37,7 +37,7 @@ class Augmentation:
 
     Each transformation is applied to an image with its own probability, min(1, multiplier
     probability). The network is conditioned on the parameters, nine numbers an image that are all
-    zero for an image as it is, and sampling uses zeros: the augmentation does not leak into samples.
+    zero for an image as it is. Sampling uses zeros: the augmentation does not leak into samples.
     Geometric transformations resample the reflected image bilinearly at twice its resolution,
     between the two halves of a wavelet filter.
 
@@ -238,8 +238,8 @@ def check_augmentation(augmentation: Augmentation | None, backbone: keras.Model)
     features = getattr(backbone, "augment_features", 0)
     if features != augmentation.num_parameters:
         raise ValueError(
-            "An augmentation on which the network is not conditioned would show in its samples: build "
-            f"the backbone with augment_features={augmentation.num_parameters}, or leave the "
+            "An augmentation on which the network is not conditioned would show in its samples: "
+            f"build the backbone with augment_features={augmentation.num_parameters}, or leave the "
             f"augmentation out. Received: backbone={type(backbone).__name__} with "
             f"augment_features={features}"
         )

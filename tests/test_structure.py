@@ -198,6 +198,34 @@ def test_no_modules_import_each_other():
     assert find_circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]
 
 
+def defined_names(source):
+    """What a module defines or imports at its top, also under `if` and `try`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return names
+
+
+def test_what_is_imported_from_the_package_is_there():
+    defined = {
+        module_name(path.relative_to(ROOT).as_posix()): defined_names(path.read_text())
+        for path in PACKAGE.rglob("*.py")
+    }
+    missing = []
+    for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for name in imported_names(path.read_text()):
+            module, _, attribute = name.rpartition(".")
+            known = name in defined or attribute in defined.get(module, ())
+            if name.startswith("keras_cdiff.") and not known:
+                missing.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not missing, "\n".join(missing)
+
+
 def test_imports_go_down():
     files = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
     assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in files} == set(HEIGHT)

@@ -18,7 +18,7 @@ import numpy as np
 from settings import METHODS, SIZES, Run, Setting, find_run, run_parser, workdir_of
 
 from keras_cdiff import training
-from keras_cdiff.common.files import append_record, exclusive, strict_json
+from keras_cdiff.common.files import FolderLock, append_record, strict_json
 from keras_cdiff.data import open_source
 from keras_cdiff.evaluation import Evaluator, SourceImages, open_extractor
 from keras_cdiff.training.building import build_model
@@ -46,7 +46,7 @@ def measure(
         progress=False,
     )
     reference = _reference(config, setting, reference)
-    with exclusive(output / "features_queue"):  # of several runs one extracts the reference
+    with FolderLock(output / "features_queue", None):  # of several runs one extracts the reference
         evaluator.statistics(reference)
 
     def distances(name: str) -> dict:

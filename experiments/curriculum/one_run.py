@@ -17,7 +17,7 @@ from settings import METHODS, SIZES, Run, Setting, find_run, run_parser, workdir
 
 from keras_cdiff import training
 from keras_cdiff.common.callbacks import PeriodicCallback
-from keras_cdiff.common.files import exclusive
+from keras_cdiff.common.files import FolderLock
 from keras_cdiff.curriculum import Clusters
 from keras_cdiff.data import LatentSource, open_source, write_batch_file
 from keras_cdiff.evaluation import GeneratedImages, proportional_labels
@@ -141,7 +141,9 @@ def measured_clusters(run: Run, size: str, output: Path) -> Clusters:
     setting = SIZES[size][run.setting]
     folder = output / size / "studies" / run.setting
     file = folder / "clusters_convergence.json"
-    with exclusive(folder.with_name(f"{run.setting}_queue")):  # runs of other seeds wait for it
+    with FolderLock(
+        folder.with_name(f"{run.setting}_queue"), None
+    ):  # runs of other seeds wait for it
         if not file.is_file():
             num_experts, steps = setting.study
             config = _resolve(setting, run, output, None, None, {"clusters": "quantile"})

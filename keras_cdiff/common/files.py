@@ -74,11 +74,11 @@ class FolderLock:
 
     Args:
         path: the folder; it is made if missing.
-        in_use: what the error says to a second process, perhaps with "{holder}".
+        in_use: what the error says to a second process, perhaps with "{holder}"; None has it wait.
         noun: what the folder is called in errors.
     """
 
-    def __init__(self, path: str | os.PathLike, in_use: str, noun: str = "folder"):
+    def __init__(self, path: str | os.PathLike, in_use: str | None, noun: str = "folder"):
         self.path, self.in_use, self.noun = Path(path), in_use, noun
         self.file = self.path / "lock"
         self._descriptor = None
@@ -119,7 +119,7 @@ class FolderLock:
 
     def _lock(self, descriptor: int, received: str) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if self.in_use else 0))
         except BlockingIOError as error:
             holder = os.read(descriptor, 500).decode(errors="replace").strip()
             in_use = self.in_use.format(holder=holder or "another process")

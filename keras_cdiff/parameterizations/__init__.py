@@ -6,7 +6,7 @@ Each is an affine map with four coefficients that depend on the noise level alon
     clean(x_t) = c_skip x_t + c_out network(c_in x_t, c_noise),
 
 so that samplers, weightings and the curriculum do not depend on which one a model uses. The
-network's training target is the output for which that estimate is the true image; it is written as a
+network's training target is the output for which that estimate is the true image, written as a
 combination of image and noise, since solving the equation above for it would cancel digits at low
 noise.
 """

@@ -2,10 +2,12 @@
 
 import json
 import math
+import threading
 
 import pytest
 
 from keras_cdiff.common.files import (
+    FolderLock,
     append_record,
     strict_json,
     write_whole,
@@ -67,3 +69,19 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         write_whole_folder(path, write)
         assert (path / "file").read_text() == "whole"
         assert not list(path.parent.glob("writing-*"))
+
+
+def test_without_a_message_a_second_one_waits(tmp_path):
+    entered = []
+
+    def wait():
+        with FolderLock(tmp_path, None):
+            entered.append("second")
+
+    with FolderLock(tmp_path, None):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(0.2)
+        entered.append("first")
+    waiting.join(600)
+    assert entered == ["first", "second"]
