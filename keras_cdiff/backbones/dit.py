@@ -19,8 +19,8 @@ from keras_cdiff.backbones.layers import (
     layer_norm,
     modulate,
     position_table,
+    rematerialized,
 )
-from keras_cdiff.backbones.rematerialization import rematerialized
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.presets import DIT_SIZES
 

@@ -1,6 +1,7 @@
 """Layers shared by the backbones: dense layers over tokens, embeddings, attention, modulation."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -9,6 +10,9 @@ from keras import ops
 from keras_cdiff.distribution import replica
 
 Tensor = keras.KerasTensor
+
+# How a backend rematerializes where keras.remat does not serve; `train_step` adds to it.
+REMATERIALIZATIONS: dict[str, Callable[..., Tensor]] = {}
 
 _MAX_PERIOD = 10_000.0
 
@@ -219,3 +223,21 @@ class SelfAttention(keras.layers.Layer):
             "qkv_initializer": serialize(self.qkv_initializer),
             "projection_initializer": serialize(self.projection_initializer),
         }
+
+
+def rematerialized(layer: keras.layers.Layer, *inputs: Tensor) -> Tensor:
+    """Returns `layer(*inputs)`, of which a gradient keeps the inputs and nothing from inside.
+
+    Only reverse-mode gradients are defined.
+
+    Args:
+        layer: a built layer that draws no random numbers and changes no state.
+        *inputs: tensors of a float dtype whose first axis is the batch.
+
+    Returns:
+        The layer's output, one tensor whose first axis is the batch.
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    implementation = REMATERIALIZATIONS.get(keras.backend.backend())
+    return keras.remat(layer)(*inputs) if implementation is None else implementation(layer, *inputs)

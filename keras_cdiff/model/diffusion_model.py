@@ -14,12 +14,17 @@ from keras_cdiff.backbones.backbone import NetworkInputs, check_backbone
 from keras_cdiff.common.checks import check_integer
 from keras_cdiff.distribution import replica
 from keras_cdiff.ema import Decay, FixedDecay
-from keras_cdiff.model.averages import check_decays, copy_network, move_averages
 from keras_cdiff.model.checks import check_arrays, check_batch, check_parts
-from keras_cdiff.model.guarded_optimizer import accumulation_steps
-from keras_cdiff.model.metrics import LastValue, LossPerCluster
 from keras_cdiff.model.parts import build, deserialize, parts_of_preset
 from keras_cdiff.model.process import Process
+from keras_cdiff.model.tracking import (
+    LastValue,
+    LossPerCluster,
+    accumulation_steps,
+    check_decays,
+    copy_network,
+    move_averages,
+)
 from keras_cdiff.model.train_step import TrainStep
 from keras_cdiff.objectives import Objective
 from keras_cdiff.parameterizations import Parameterization

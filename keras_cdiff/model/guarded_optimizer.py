@@ -118,13 +118,6 @@ class GuardedOptimizer(keras.optimizers.Optimizer):
         return cls(inner, name=config["name"])
 
 
-def accumulation_steps(optimizer: keras.optimizers.Optimizer) -> int:
-    """Returns how many batches make one update of the innermost optimizer."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer.gradient_accumulation_steps or 1
-
-
 def _dense(grads: list, variables: list) -> list:
     """The gradients as tensors.
 

@@ -13,7 +13,7 @@ from keras_cdiff.common.checks import check_integer
 from keras_cdiff.common.files import append_record, strict_json
 from keras_cdiff.common.tensorboard import TensorBoardWriter
 from keras_cdiff.distribution import Engine, shared_by
-from keras_cdiff.model.guarded_optimizer import accumulation_steps
+from keras_cdiff.model.tracking import accumulation_steps
 from keras_cdiff.training.checkpoint import CheckpointFolder
 from keras_cdiff.training.checkpoint_callback import BackgroundWriter
 

@@ -8,7 +8,8 @@ import pytest
 from keras import ops
 
 from keras_cdiff import DiffusionModel, ema, objectives, parameterizations, schedules
-from keras_cdiff.model.guarded_optimizer import GuardedOptimizer, accumulation_steps
+from keras_cdiff.model.guarded_optimizer import GuardedOptimizer
+from keras_cdiff.model.tracking import accumulation_steps
 
 ADAMW = {"learning_rate": 1e-2, "weight_decay": 0.1, "global_clipnorm": 1.0}
 ROWS = np.array([0, 1, 2, 1])

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from keras_cdiff.backbones.rematerialization import IMPLEMENTATIONS
+from keras_cdiff.backbones.layers import REMATERIALIZATIONS
 
 Tensor = keras.KerasTensor
 
 
 def rematerialized(layer: keras.layers.Layer, *inputs: Tensor) -> Tensor:
-    """Returns `layer(*inputs)`; see `keras_cdiff.backbones.rematerialization.rematerialized`."""
+    """Returns `layer(*inputs)`; see `keras_cdiff.backbones.layers.rematerialized`."""
 
     # What keras.remat makes of it, jax.checkpoint, saves nothing on a CPU: XLA is free to compute
     # everything twice before the backward pass begins. Here it has to wait for the gradient of the
@@ -35,4 +35,4 @@ def rematerialized(layer: keras.layers.Layer, *inputs: Tensor) -> Tensor:
     return run([[v.value for v in group] for group in groups], *inputs)
 
 
-IMPLEMENTATIONS["jax"] = rematerialized
+REMATERIALIZATIONS["jax"] = rematerialized
